@@ -1,0 +1,60 @@
+"""Checks of arguments, made before any data is read or anything is compiled."""
+
+import math
+from numbers import Integral, Real
+
+
+def check_positive_int(name, value, example):
+    """Raise ValueError unless ``value`` is an int of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} is not a positive integer; use e.g. {name}={example}")
+
+
+def check_positive_ints(name, value, length, example):
+    """Raise ValueError unless ``value`` is a sequence of ``length`` ints of at least 1."""
+    if not isinstance(value, (tuple, list)) or len(value) != length:
+        raise ValueError(f"{name}={value!r} is not a tuple of {length} integers; use e.g. {name}={example}")
+    if any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in value):
+        raise ValueError(
+            f"{name}={value!r} holds something else than positive integers; use e.g. {name}={example}"
+        )
+
+
+def check_rate(name, value, example, minimum_excluded=True):
+    """Raise ValueError unless ``value`` is a finite number above zero (or at least zero)."""
+    finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not finite or value < 0 or (minimum_excluded and value == 0):
+        kind = "positive" if minimum_excluded else "non-negative"
+        raise ValueError(f"{name}={value!r} is not a {kind} finite number; use e.g. {name}={example}")
+
+
+def count_minibatches(batch_size, **splits):
+    """Count the whole minibatches in each split.
+
+    Parameters
+    ----------
+    batch_size : int
+        Examples per minibatch.
+    **splits
+        Shared variables, shape ``(examples, ...)``.
+
+    Returns
+    -------
+    list of int
+        In the order of ``splits``; a rest shorter than ``batch_size`` is not counted.
+
+    Raises
+    ------
+    ValueError
+        If a split holds less than one minibatch.
+    """
+    counts = []
+    for name, split in splits.items():
+        examples = len(split.get_value(borrow=True))
+        if examples < batch_size:
+            raise ValueError(
+                f"batch_size={batch_size} is larger than the {name} set of {examples} examples; "
+                f"use batch_size={examples} or less"
+            )
+        counts.append(examples // batch_size)
+    return counts

@@ -1,0 +1,112 @@
+"""The command line that every script shares: a flag for each parameter of its training function."""
+
+import argparse
+import inspect
+import sys
+
+import docstring_parser
+import pytensor
+
+from deeplearning_tutorial import datasets
+
+
+def run(function, description, published, minibatches):
+    """Parse ``sys.argv``, train, and compare with the tutorial's published figures.
+
+    Parameters
+    ----------
+    function : callable
+        Training function with a default for every parameter and a numpydoc docstring. Its parameters become
+        flags, but ``progress``, which is always on.
+    description : str
+        The script's docstring, shown by ``--help``.
+    published : dict of str to number
+        The tutorial's figures: "validation error" and "test error" in percent, "epochs" or "iteration".
+    minibatches : tuple of int
+        Minibatches per split of the full MNIST; figures from less data are not compared.
+    """
+    arguments = vars(_parser(function, description).parse_args())
+    _set_floatX(arguments.pop("floatX", None))
+    defaults_used = not arguments.keys() - {"dataset", "save"}
+    try:
+        if "dataset" not in arguments:
+            arguments["dataset"] = _mnist_or_sample()
+        result = function(**arguments, progress=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    if defaults_used and result.minibatches == minibatches:
+        _compare(result, published)
+
+
+def _parser(function, description):
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "progress":
+            continue
+        default = parameter.default
+        many = isinstance(default, tuple)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            type=_type_of(default[0] if many else default),
+            nargs=len(default) if many else None,
+            # Only what was given is passed on, so the defaults stay in the function alone.
+            default=argparse.SUPPRESS,
+            metavar="PATH" if name in ("dataset", "save") else None,
+            help=f"{documented[name]} (default: {_written(default)})".replace("%", "%%"),
+        )
+    parser.add_argument(
+        "--floatX",
+        choices=["float32", "float64"],
+        default=argparse.SUPPRESS,
+        help="Precision (default: float32, unless PyTensor's own configuration sets it).",
+    )
+    return parser
+
+
+def _type_of(default):
+    return str if default is None else type(default)
+
+
+def _written(default):
+    if default is None:
+        return "none"
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _set_floatX(floatX):
+    if floatX is None:
+        # PyTensor tells no other way whether the user's flags or .pytensorrc have set a value.
+        untouched = pytensor.config._config_var_dict["floatX"].is_default
+        floatX = "float32" if untouched else pytensor.config.floatX
+    pytensor.config.floatX = floatX
+
+
+def _mnist_or_sample():
+    try:
+        return datasets.locate("mnist.pkl.gz")
+    except datasets.DatasetNotFoundError as error:
+        sample = datasets.sample_path()
+        print(
+            f"{error}\n\nNOTICE: going on with the sample of 5,000 digits in {sample}. "
+            "Its figures do not compare with the tutorial's.\n",
+            file=sys.stderr,
+        )
+        return sample
+
+
+def _compare(result, published):
+    measured = {
+        "validation error": result.best_validation_error * 100,
+        "test error": result.test_error * 100,
+        "epochs": result.epochs,
+        "iteration": result.best_iteration,
+    }
+    print(f"\n{'':18}{'published':>12}{'this run':>12}", file=sys.stderr)
+    for name, figure in published.items():
+        unit = "%" if "error" in name else ""
+        form = ".6f" if unit else "d"
+        print(f"{name:18}{figure:12{form}}{measured[name]:12{form}} {unit}".rstrip(), file=sys.stderr)

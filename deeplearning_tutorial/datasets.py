@@ -1,0 +1,207 @@
+"""MNIST as shared variables: find it or fetch it, parse it, hand it over.
+
+::
+
+    python -m deeplearning_tutorial.datasets                 # download ahead of time, verify, show the splits
+    python -m deeplearning_tutorial.datasets mnist_5k.npz    # the sample that comes with the project
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import pytensor
+
+from deeplearning_tutorial import formats
+
+MNIST = "mnist.pkl.gz"
+SAMPLE = "mnist_5k.npz"
+FOLDER_VARIABLE = "DEEPLEARNING_TUTORIAL_DATA"
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """A data set is neither on this machine nor to be had; the message says what was tried."""
+
+
+def _own_folder():
+    """Return ``data/`` of the checkout, or the user's cache where the package is installed without one."""
+    checkout = _PACKAGE.parent
+    if (checkout / "setup.cfg").is_file() and (checkout / "data").is_dir():
+        return checkout / "data"
+    return platformdirs.user_cache_path("deeplearning_tutorial")
+
+
+def _search_folders():
+    named = os.environ.get(FOLDER_VARIABLE)
+    named = [Path(named).expanduser()] if named else []
+    # A wheel carries the sample in the package.
+    inside = [_PACKAGE / "data"] if (_PACKAGE / "data").is_dir() else []
+    return [Path.cwd(), *named, _own_folder(), *inside]
+
+
+def sample_path():
+    """Return the path of the sample of MNIST that comes with the project.
+
+    Returns
+    -------
+    pathlib.Path
+        3,000 images to train, 1,000 to validate and 1,000 to test; see ``data/README.md``.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        If the installation lacks it.
+    """
+    places = [_PACKAGE / "data" / SAMPLE, _PACKAGE.parent / "data" / SAMPLE]
+    for place in places:
+        if place.is_file():
+            return place
+    raise DatasetNotFoundError(
+        f"the sample {SAMPLE} is in neither {places[0].parent} nor {places[1].parent}; reinstall the package"
+    )
+
+
+def _mnist_in(folder):
+    """Return what is MNIST under another name in ``folder``: the folder itself, an ``.npz``, or None."""
+    found, missing = formats.find_idx(folder)
+    others = [path for path in found if not formats.is_idx(path)]
+    if not missing and not others:
+        return folder
+    if not missing:
+        print(f"Passing over {folder}: {others[0].name} is no IDX file", file=sys.stderr)
+    npz = folder / "mnist.npz"
+    return npz if npz.is_file() else None
+
+
+def _listed(folders):
+    return "\n".join(f"  {folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders)
+
+
+def locate(dataset):
+    """Find a data set, or fetch it if it is MNIST.
+
+    Parameters
+    ----------
+    dataset : str or path
+        A path, or a bare name, which is looked for in the working directory, in the folder that the
+        environment variable ``DEEPLEARNING_TUTORIAL_DATA`` names, and in the project's ``data/`` (a cache
+        folder of the user's where the package was installed from a wheel). For ``"mnist.pkl.gz"`` the four
+        IDX files or ``mnist.npz`` in these folders do as well, and where there is nothing the four files
+        are downloaded into the last one.
+
+    Returns
+    -------
+    pathlib.Path
+        The file, or the folder that holds the four IDX files.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        If it is nowhere; the message says where it was looked for, which mirrors failed and how, and how to
+        supply the file.
+    """
+    name = os.fspath(dataset)
+    if os.path.split(name)[0]:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise DatasetNotFoundError(f"dataset={name!r} does not exist; give the path of a file that does")
+        return path
+    if not name:
+        raise ValueError(f"dataset={name!r} is empty; use e.g. dataset={MNIST!r}")
+    folders = _search_folders()
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    if name != MNIST:
+        raise DatasetNotFoundError(
+            f"dataset={name!r} is in none of the folders\n{_listed(folders)}\n"
+            f"give its path, set {FOLDER_VARIABLE} to its folder, or use dataset={MNIST!r} to download MNIST"
+        )
+    for folder in folders:
+        found = _mnist_in(folder)
+        if found is not None:
+            return found
+    # Only now: most starts need no download, and requests takes a while to import.
+    from deeplearning_tutorial.download import download
+
+    own = _own_folder()
+    try:
+        download(own)
+    except OSError as error:
+        failures = "\n".join(f"  {line}" for line in str(error).splitlines())
+        raise DatasetNotFoundError(
+            f"MNIST is not on this machine and its download into {own} failed:\n{failures}\n"
+            f"No {MNIST}, no mnist.npz and no four IDX files are in\n{_listed(folders)}\n"
+            f"Put one of them into one of these folders, set {FOLDER_VARIABLE} to the folder that holds it, "
+            f"or use dataset={SAMPLE!r}, the sample that comes with the project"
+        ) from error
+    return own
+
+
+def _shared(x, y):
+    x = np.asarray(x, dtype=pytensor.config.floatX)
+    # The tutorial kept labels as floatX and cast them to int32 in the graph: its GPUs stored floats only.
+    # Static shapes let the compiled functions do without run-time checks and slices of unknown length.
+    return tuple(pytensor.shared(value, shape=value.shape, borrow=True) for value in (x, y))
+
+
+def load_data(dataset):
+    """Load a data set into shared variables.
+
+    Parameters
+    ----------
+    dataset : str or path
+        What to load, found as `locate` does: the tutorial's ``mnist.pkl.gz``, an ``.npz``, or a folder with
+        the four IDX files.
+
+    Returns
+    -------
+    list of (x, y)
+        For training, validation and test: ``x`` of shape ``(n, 784)`` and dtype floatX, every pixel
+        ``byte / 256``; ``y`` int32 of shape ``(n,)``. MNIST has 50,000, 10,000 and 10,000 images.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        If it is nowhere.
+    ValueError
+        If the file is damaged or holds something else.
+    """
+    path = locate(dataset)
+    print("... loading data")
+    return [_shared(x, y) for x, y in formats.read_splits(path)]
+
+
+def main(argv=None):
+    """Find or download a data set, verify it and print its splits."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deeplearning_tutorial.datasets",
+        description="Find MNIST or download it, verify it, print the size of each split and where it lies.",
+    )
+    help_ = "file, folder or bare name (default: %(default)s)"
+    parser.add_argument("dataset", nargs="?", default=MNIST, help=help_)
+    args = parser.parse_args(argv)
+    try:
+        path = locate(args.dataset)
+        splits = formats.read_splits(path)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(path)
+    for name, (x, _y) in zip(formats.SPLITS, splits, strict=True):
+        print(f"  {name:<5} {len(x):>6} images")
+    if path.is_dir():
+        from deeplearning_tutorial.download import is_original
+
+        original = all(is_original(file) for file in formats.find_idx(path)[0])
+        print(f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""The files MNIST comes in: parse, check and split them into arrays.
+
+Three formats hold the same images: the tutorial's pickle, the four IDX files of the original, and an
+``.npz``. Every pixel becomes ``byte / 256`` in float32, as in the tutorial's pickle, so all three give
+bitwise the same arrays. What a file may unpack to is bounded while it is read, never afterwards.
+"""
+
+import gzip
+import io
+import math
+import zipfile
+import zlib
+from contextlib import contextmanager
+
+import numpy as np
+
+from deeplearning_tutorial.array_pickle import load_pairs
+
+SPLITS = ("train", "valid", "test")
+# In the order images, labels of the training set, images, labels of the test set.
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+# Five times MNIST as a pickle of float32: room for float64 and for protocol 0, none for a bomb.
+MAX_BYTES = 1 << 30
+N_PIXELS = 28 * 28
+MAX_IMAGES = MAX_BYTES // (4 * N_PIXELS)
+N_VALID = 10_000
+
+# What gzip and zipfile raise; the last three come from damage to a zip archive's directory.
+_DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError)
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_MAGIC = b"PK"
+_IDX_IMAGES = b"\x00\x00\x08\x03"
+_IDX_LABELS = b"\x00\x00\x08\x01"
+
+
+@contextmanager
+def _damage_named(path):
+    try:
+        yield
+    except _DAMAGE as error:
+        # Only where the file could not be opened does an OSError carry its name.
+        if getattr(error, "filename", None) is not None:
+            raise
+        raise ValueError(f"{path} is damaged or cut short ({error}); replace it by a whole copy") from error
+
+
+def _open(path):
+    """Open ``path`` for reading, through gzip where its first bytes say so, whatever its name."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == _GZIP_MAGIC
+    return gzip.open(path) if zipped else open(path, "rb")
+
+
+def first_bytes(path, n=4):
+    """Return the first ``n`` bytes of a file, decompressed."""
+    with _damage_named(path), _open(path) as file:
+        return file.read(n)
+
+
+def find_idx(folder):
+    """Find the four IDX files in a folder.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+
+    Returns
+    -------
+    found : list of pathlib.Path
+        Those that are there, in the order of `IDX_FILES`; compressed ones are preferred.
+    missing : list of str
+        Names of those that are not.
+    """
+    found, missing = [], []
+    for name in IDX_FILES:
+        there = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
+        if there:
+            found.append(there[0])
+        else:
+            missing.append(name)
+    return found, missing
+
+
+def is_idx(path):
+    """Tell whether a file begins as IDX images or labels of bytes do."""
+    try:
+        return first_bytes(path) in (_IDX_IMAGES, _IDX_LABELS)
+    except (OSError, ValueError):
+        return False
+
+
+def _read_idx(path, magic):
+    n_sizes = magic[3]
+    with _damage_named(path), _open(path) as file:
+        header = file.read(4 + 4 * n_sizes)
+        if not magic.startswith(header[:4]):
+            raise ValueError(
+                f"{path} begins with 0x{header[:4].hex()}, not 0x{magic.hex()} as IDX "
+                f"{'images' if n_sizes == 3 else 'labels'} do; replace it by the original file"
+            )
+        if len(header) < 4 + 4 * n_sizes:
+            raise EOFError("it ends within its header")
+        shape = tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))
+        if shape[0] > MAX_IMAGES or math.prod(shape[1:]) not in (1, N_PIXELS):
+            raise ValueError(f"{path} announces shape {shape}; use (n, 28, 28) with n at most {MAX_IMAGES}")
+        size = math.prod(shape)
+        data = file.read(size + 1)
+        if len(data) < size:
+            raise EOFError(f"{len(data)} bytes where its header says {size}")
+        if len(data) > size:
+            raise ValueError(f"{path} goes on after the {size} bytes its header announces; fetch it anew")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_idx_folder(folder):
+    found, missing = find_idx(folder)
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it")
+    pairs = []
+    for images, labels in (found[:2], found[2:]):
+        x, y = _read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS)
+        _check_pair(x, y, f"{images} and {labels.name}")
+        pairs.append((x, y))
+    return [*_hold_out(*pairs[0], found[0]), pairs[1]]
+
+
+def _hold_out(x, y, path):
+    """Let the last 10,000 training images validate, or the last sixth of fewer than 60,000."""
+    if len(x) < 6:
+        raise ValueError(f"{path} holds {len(x)} training images; give 6 or more, a sixth of which validates")
+    n_train = len(x) - min(N_VALID, len(x) // 6)
+    return (x[:n_train], y[:n_train]), (x[n_train:], y[n_train:])
+
+
+def _read_npy(archive, name, path):
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+        raise ValueError(f"{path} holds {name} encrypted or in a rare compression; use numpy.savez")
+    with archive.open(entry) as file:
+        # The number makes zipfile stop there; asked for everything, it would unpack first and cut afterwards.
+        data = io.BytesIO(file.read(entry.file_size + 1))
+    try:
+        return np.lib.format.read_array(data, allow_pickle=False)
+    except (ValueError, TypeError, OverflowError, MemoryError, EOFError) as error:
+        raise ValueError(f"{path} holds {name} as no array of numbers ({error}); use numpy.savez") from error
+
+
+def _read_npz(path):
+    with _damage_named(path), zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+        has_valid = "x_valid" in sizes
+        splits = SPLITS if has_valid else ("train", "test")
+        names = [f"{kind}_{split}" for split in splits for kind in "xy"]
+        missing = [name for name in names if name not in sizes]
+        if missing:
+            raise ValueError(f"{path} holds no {', '.join(missing)}; it needs the arrays {', '.join(names)}")
+        total = sum(sizes[name] for name in names)
+        if total > MAX_BYTES:
+            raise ValueError(f"{path} unpacks to {total} bytes; no more than {MAX_BYTES} are read")
+        arrays = [_read_npy(archive, name, path) for name in names]
+    pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
+    if has_valid:
+        return pairs
+    _check_pair(*pairs[0], f"{path}, training set")
+    return [*_hold_out(*pairs[0], path), pairs[1]]
+
+
+def _read_pickle(path):
+    if first_bytes(path) in (_IDX_IMAGES, _IDX_LABELS):
+        raise ValueError(f"{path} is one of the four IDX files; give their folder, {path.parent}")
+    with _damage_named(path), _open(path) as file:
+        try:
+            pairs = load_pairs(file, MAX_BYTES)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz") from error
+    if len(pairs) != len(SPLITS):
+        raise ValueError(f"{path} holds {len(pairs)} pairs of arrays; it needs three: train, valid, test")
+    return pairs
+
+
+def _check_pair(x, y, where):
+    """Raise ValueError unless ``x`` can be images and ``y`` their labels."""
+    if x.shape[1:] not in ((N_PIXELS,), (28, 28)):
+        raise ValueError(f"{where}: images have shape {x.shape}; use (n, 784) or (n, 28, 28)")
+    if y.ndim != 1:
+        raise ValueError(f"{where}: labels have shape {y.shape}; use one label per image, shape (n,)")
+    if len(x) != len(y):
+        raise ValueError(f"{where}: {len(x)} images but {len(y)} labels; give as many of each")
+    if len(x) == 0:
+        raise ValueError(f"{where}: no images; give at least one")
+    if len(x) > MAX_IMAGES:
+        raise ValueError(f"{where}: {len(x)} images; at most {MAX_IMAGES} are read")
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"{where}: labels are {y.dtype}; store them as integers")
+    if y.min() < 0 or y.max() > 9:
+        wrong = y[(y < 0) | (y > 9)][0]
+        raise ValueError(f"{where}: there is a label {wrong}; labels are digits 0 to 9")
+    if x.dtype == np.uint8:
+        return
+    if x.dtype.kind != "f":
+        raise ValueError(f"{where}: pixels are {x.dtype}; store bytes (uint8) or floats from 0 to 1")
+    if not (x.min() >= 0 and x.max() <= 1):  # false for NaN, which min and max pass on
+        wrong = x[~((x >= 0) & (x <= 1))][0]
+        raise ValueError(f"{where}: there is a pixel {wrong}; as floats, pixels are finite and from 0 to 1")
+
+
+def _as_images(x):
+    x = x.reshape(len(x), N_PIXELS)
+    if x.dtype == np.uint8:
+        return np.divide(x, np.float32(256), dtype=np.float32)
+    # A view of a file's bytes is read-only, and Numba would compile every function for such an array anew.
+    return np.require(x, np.float32, ["C_CONTIGUOUS", "ALIGNED", "OWNDATA", "WRITEABLE"])
+
+
+def read_splits(path):
+    """Read the training, validation and test set.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The tutorial's pickle (compressed or not), an ``.npz``, or a folder that holds the four IDX files.
+        Which it is shows in its first bytes, not in its name.
+
+    Returns
+    -------
+    list of (x, y)
+        Three pairs of arrays: ``x`` float32 of shape ``(n, 784)`` within 0 and 1, ``y`` int32 of shape
+        ``(n,)`` within 0 and 9.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, of another kind, unpacks to more than `MAX_BYTES`, or does not hold images of
+        digits and their labels.
+
+    Notes
+    -----
+    The IDX files, and an ``.npz`` without ``x_valid`` and ``y_valid``, hold no validation set: the last
+    10,000 training images become it, or the last sixth where there are fewer than 60,000.
+    """
+    if path.is_dir():
+        pairs = _read_idx_folder(path)
+    else:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == _ZIP_MAGIC
+        pairs = _read_npz(path) if zipped else _read_pickle(path)
+    for name, (x, y) in zip(SPLITS, pairs, strict=True):
+        _check_pair(x, y, f"{path}, {name} set")
+    return [(_as_images(x), y.astype(np.int32)) for x, y in pairs]

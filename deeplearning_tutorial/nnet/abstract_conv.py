@@ -1,0 +1,98 @@
+"""The public ``conv2d``, with the signature of ``theano.tensor.nnet.conv2d``."""
+
+import warnings
+
+from deeplearning_tutorial.nnet.conv import convolve
+
+
+def conv2d(
+    input,
+    filters,
+    input_shape=None,
+    filter_shape=None,
+    border_mode="valid",
+    subsample=(1, 1),
+    filter_flip=True,
+    image_shape=None,
+    filter_dilation=(1, 1),
+    num_groups=1,
+    unshared=False,
+):
+    """Convolve a minibatch of images or feature maps with a bank of filters.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Shape ``(batch, channels, rows, cols)``; float32 or float64.
+    filters : tensor_like
+        Shape ``(filters, channels / num_groups, filter rows, filter cols)``; float32 or float64.
+    input_shape, filter_shape : tuple of (int or None), optional
+        The four lengths where they are known beforehand; checked when the function runs.
+    border_mode : {'valid', 'half', 'full'}, int, tuple of two ints, or tuple of two pairs of ints
+        Zeros around the input: none, half the (dilated) filter, the filter but one; or their number for
+        both axes, for each axis, or before and after each axis.
+    subsample : tuple of int
+        Strides over rows and columns.
+    filter_flip : bool
+        True convolves; False correlates, that is, does not flip the filters.
+    image_shape : tuple of (int or None), optional
+        Old name of ``input_shape``; deprecated.
+    filter_dilation : tuple of int
+        Distance between neighbouring filter elements on the input, by rows and columns.
+    num_groups : int
+        Groups of channels, each convolved with its own share of the filters.
+    unshared : bool
+        Only False is supported.
+
+    Returns
+    -------
+    TensorVariable
+        Shape ``(batch, filters, rows', cols')`` with ``rows' = (rows + padding - ((filter rows - 1) *
+        dilation + 1)) // stride + 1``, likewise for columns; float64 if either argument is, else float32.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not of the form above, or the shapes do not fit: when the graph is built if they are
+        known then, else when the function runs. No output rows or columns are an error; a batch, channels or
+        filters of length 0 are not.
+    TypeError
+        If ``input`` or ``filters`` has not four dimensions or is not floating point.
+    NotImplementedError
+        If ``unshared`` is True.
+
+    Warns
+    -----
+    DeprecationWarning
+        If ``image_shape`` is used.
+
+    Notes
+    -----
+    The semantics are those of Theano 1.0's ``theano.tensor.nnet.conv2d``, except that Theano did not check
+    the two hints.
+    """
+    if image_shape is not None:
+        if input_shape is not None:
+            raise ValueError(
+                f"input_shape={input_shape!r} and image_shape={image_shape!r} are two names of one argument; "
+                "use input_shape alone"
+            )
+        warnings.warn(
+            "image_shape is the old name of input_shape; use input_shape", DeprecationWarning, stacklevel=2
+        )
+        input_shape = image_shape
+    if unshared:
+        raise NotImplementedError(
+            "unshared=True (locally connected filters) is not supported; use unshared=False"
+        )
+    return convolve(
+        input,
+        filters,
+        input_shape,
+        filter_shape,
+        border_mode,
+        subsample,
+        filter_flip,
+        filter_dilation,
+        num_groups,
+    )

@@ -1,0 +1,300 @@
+import gzip
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytensor
+import pytest
+
+from deeplearning_tutorial import datasets, download
+from deeplearning_tutorial.datasets import DatasetNotFoundError, load_data, locate, sample_path
+from deeplearning_tutorial.formats import IDX_FILES
+
+ROOT = Path(datasets.__file__).parents[1]
+NAMED = Path(os.environ.get("DEEPLEARNING_TUTORIAL_DATA", "nowhere"))
+RNG = np.random.default_rng(3)
+ARRAYS = {
+    "x_train": RNG.integers(256, size=(12, 28, 28), dtype=np.uint8),
+    "y_train": RNG.integers(10, size=12, dtype=np.uint8),
+    "x_test": RNG.integers(256, size=(5, 28, 28), dtype=np.uint8),
+    "y_test": RNG.integers(10, size=5, dtype=np.uint8),
+}
+
+
+def write_npz(path):
+    np.savez(path, **ARRAYS)
+    return path
+
+
+def write_idx(folder, suffix=".gz"):
+    folder.mkdir(exist_ok=True)
+    for name, array in zip(IDX_FILES, ARRAYS.values(), strict=True):
+        data = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+        (folder / (name + suffix)).write_bytes(gzip.compress(data) if suffix else data)
+    return folder
+
+
+def write_pickle(path):
+    x, y, x_test, y_test = ARRAYS.values()
+    x, x_test = (images.reshape(-1, 784) / np.float32(256) for images in (x, x_test))
+    path.write_bytes(gzip.compress(pickle.dumps(((x[:10], y[:10]), (x[10:], y[10:]), (x_test, y_test)), 2)))
+    return path
+
+
+class Places:
+    """The folders that are searched, each its own and empty."""
+
+    def __init__(self, root):
+        self.here, self.named, self.cache = root / "here", root / "named", root / "cache"
+        self.checkout = root / "checkout"
+        self.own = self.checkout / "data"
+        for folder in (self.here, self.named, self.own, self.checkout / "deeplearning_tutorial"):
+            folder.mkdir(parents=True)
+        (self.checkout / "setup.cfg").touch()
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Search nothing but new folders, and fail where a test would reach for the network."""
+    places = Places(tmp_path)
+    monkeypatch.chdir(places.here)
+    monkeypatch.setenv("DEEPLEARNING_TUTORIAL_DATA", str(places.named))
+    monkeypatch.setattr(datasets, "_PACKAGE", places.checkout / "deeplearning_tutorial")
+    monkeypatch.setattr(datasets.platformdirs, "user_cache_path", lambda name: places.cache / name)
+
+    def no_network(folder):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(download, "download", no_network)
+    return places
+
+
+def no_mirror(folder):
+    raise download.DownloadError("one.example: refused\ntwo.example: silent")
+
+
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_load_data_gives_the_tutorials_three_pairs_of_shared_variables(tmp_path, floatX):
+    write_npz(tmp_path / "m.npz")
+    with pytensor.config.change_flags(floatX=floatX):
+        splits = load_data(str(tmp_path / "m.npz"))
+    assert type(splits) is list and [type(pair) for pair in splits] == [tuple] * 3
+    expected = ARRAYS["x_train"].reshape(12, 784).astype(np.float32) / np.float32(256)
+    for (x, y), n in zip(splits, (10, 2, 5), strict=True):
+        assert x.type.dtype == floatX and x.type.shape == (n, 784)
+        assert y.type.dtype == "int32" and y.type.shape == (n,)
+        assert x.get_value(borrow=True).shape == (n, 784) and y.get_value(borrow=True).shape == (n,)
+    np.testing.assert_array_equal(np.concatenate([x.get_value() for x, _ in splits[:2]]), expected)
+    np.testing.assert_array_equal(np.concatenate([y.get_value() for _, y in splits[:2]]), ARRAYS["y_train"])
+
+
+def test_shared_variables_do_not_copy_what_was_read(tmp_path, monkeypatch):
+    splits = datasets.formats.read_splits(write_npz(tmp_path / "m.npz"))
+    monkeypatch.setattr(datasets.formats, "read_splits", lambda path: splits)
+    with pytensor.config.change_flags(floatX="float32"):
+        shared = load_data(tmp_path)
+    for pair, arrays in zip(shared, splits, strict=True):
+        assert all(np.shares_memory(v.get_value(borrow=True), a) for v, a in zip(pair, arrays, strict=True))
+
+
+def test_load_data_gives_bitwise_the_same_from_every_format(tmp_path):
+    sources = write_idx(tmp_path / "idx"), write_idx(tmp_path / "idx2", ""), write_npz(tmp_path / "m.npz")
+    expected, *others = [
+        [variable.get_value().tobytes() for pair in load_data(source) for variable in pair]
+        for source in (write_pickle(tmp_path / "mnist.pkl.gz"), *sources)
+    ]
+    assert others == [expected] * 3
+
+
+def test_the_tutorials_line_is_printed_once_on_stdout(tmp_path, capsys):
+    load_data(write_npz(tmp_path / "m.npz"))
+    assert capsys.readouterr() == ("... loading data\n", "")
+
+
+def test_the_line_is_printed_before_a_broken_file_is_refused_and_after_it_is_found(tmp_path, capsys):
+    (tmp_path / "m.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="m.npz"):
+        load_data(tmp_path / "m.npz")
+    assert capsys.readouterr().out == "... loading data\n"
+    with pytest.raises(DatasetNotFoundError):
+        load_data(tmp_path / "absent.npz")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["mnist.pkl.gz", "other.npz"])
+def test_a_bare_name_is_looked_for_here_then_in_the_named_folder_then_in_data(places, name):
+    for folder in (places.own, places.named, places.here):
+        (folder / name).touch()
+        assert locate(name) == folder / name
+
+
+def test_a_bare_name_may_be_a_folder(places):
+    write_idx(places.named / "digits")
+    assert locate("digits") == places.named / "digits"
+    assert len(load_data("digits")) == 3
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_the_four_idx_files_or_an_npz_stand_for_mnist_pkl_gz(places, suffix):
+    write_npz(places.own / "mnist.npz")
+    assert locate("mnist.pkl.gz") == places.own / "mnist.npz"
+    write_idx(places.own, suffix)
+    assert locate("mnist.pkl.gz") == places.own
+    write_npz(places.named / "mnist.npz")
+    assert locate("mnist.pkl.gz") == places.named / "mnist.npz"
+    write_idx(places.here, suffix)
+    assert locate("mnist.pkl.gz") == places.here
+    # The very name goes first, wherever it is.
+    write_pickle(places.own / "mnist.pkl.gz")
+    assert locate("mnist.pkl.gz") == places.own / "mnist.pkl.gz"
+
+
+def test_idx_files_of_another_kind_are_passed_over_aloud(places, capsys):
+    write_idx(places.named)
+    (places.named / f"{IDX_FILES[1]}.gz").write_bytes(b"<html>not found</html>")
+    write_idx(places.own)
+    assert locate("mnist.pkl.gz") == places.own
+    assert f"Passing over {places.named}: {IDX_FILES[1]}.gz is no IDX file" in capsys.readouterr().err
+
+
+def test_the_named_folder_may_be_unset_or_empty(places, monkeypatch):
+    write_npz(places.own / "a.npz")
+    monkeypatch.setenv("DEEPLEARNING_TUTORIAL_DATA", "")
+    assert locate("a.npz") == places.own / "a.npz"
+    monkeypatch.delenv("DEEPLEARNING_TUTORIAL_DATA")
+    assert locate("a.npz") == places.own / "a.npz"
+
+
+@pytest.mark.parametrize("name", ["absent/m.npz", "./mnist.pkl.gz", "/absent/m.npz", "~/m.npz", "absent/"])
+def test_a_path_that_does_not_exist_is_named_and_nothing_is_downloaded(places, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(places.here))
+    (places.own / "mnist.pkl.gz").touch()
+    with pytest.raises(DatasetNotFoundError, match=f"dataset='{name}' does not exist"):
+        locate(name)
+
+
+def test_an_unknown_bare_name_is_refused_with_the_folders_searched(places):
+    places.named.rmdir()
+    with pytest.raises(DatasetNotFoundError) as caught:
+        locate("mnist_6k.npz")
+    message = str(caught.value)
+    assert "dataset='mnist_6k.npz'" in message and "dataset='mnist.pkl.gz' to download MNIST" in message
+    assert f"\n  {places.here}\n  {places.named} (no such folder)\n  {places.own}\n" in message
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(ValueError, match="dataset='' is empty"):
+        locate("")
+
+
+def test_mnist_that_is_nowhere_is_downloaded_into_the_checkouts_data(places, monkeypatch):
+    monkeypatch.setattr(download, "download", write_idx)
+    assert locate("mnist.pkl.gz") == places.own
+    assert len(load_data("mnist.pkl.gz")[0][0].get_value()) == 10
+
+
+@pytest.mark.parametrize("lacking", ["setup.cfg", "data"])
+def test_without_a_checkout_it_is_downloaded_into_the_users_cache(places, monkeypatch, lacking):
+    path = places.checkout / lacking
+    path.rmdir() if path.is_dir() else path.unlink()
+    monkeypatch.setattr(download, "download", lambda folder: folder.mkdir(parents=True) or write_idx(folder))
+    assert locate("mnist.pkl.gz") == places.cache / "deeplearning_tutorial"
+    monkeypatch.setattr(download, "download", no_mirror)
+    assert locate("mnist.pkl.gz") == places.cache / "deeplearning_tutorial"
+
+
+@pytest.mark.parametrize("error", [OSError, FileNotFoundError])
+def test_where_no_mirror_answers_the_error_tells_all_that_was_tried(places, monkeypatch, error):
+    monkeypatch.setattr(download, "download", no_mirror)
+    with pytest.raises(error) as caught:
+        load_data("mnist.pkl.gz")
+    assert type(caught.value) is DatasetNotFoundError
+    message = str(caught.value)
+    assert "\n  one.example: refused\n  two.example: silent\n" in message
+    assert all(f"\n  {folder}\n" in message for folder in (places.here, places.named, places.own))
+    assert "set DEEPLEARNING_TUTORIAL_DATA" in message and "dataset='mnist_5k.npz'" in message
+
+
+def test_a_data_folder_that_cannot_be_written_is_told(places, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(download, "download", refused)
+    with pytest.raises(DatasetNotFoundError, match="Permission denied"):
+        locate("mnist.pkl.gz")
+
+
+def test_the_sample_is_balanced_and_has_no_image_twice():
+    assert sample_path() == ROOT / "data" / "mnist_5k.npz" == locate("mnist_5k.npz")
+    splits = datasets.formats.read_splits(sample_path())
+    assert [len(x) for x, _ in splits] == [3000, 1000, 1000]
+    for x, y in splits:
+        np.testing.assert_array_equal(np.bincount(y), [len(x) // 10] * 10)
+        # Shuffled: no run of one digit as long as a sorted file would have.
+        assert max(len(run) for run in np.split(y, np.flatnonzero(np.diff(y)) + 1)) < 10
+        assert x.max() == 255 / 256
+    assert len({image.tobytes() for x, _ in splits for image in x}) == 5000
+
+
+def test_the_sample_inside_the_package_goes_first(places):
+    with pytest.raises(DatasetNotFoundError, match="reinstall"):
+        sample_path()
+    outside = write_npz(places.own / "mnist_5k.npz")
+    assert sample_path() == outside
+    inside = places.checkout / "deeplearning_tutorial" / "data"
+    inside.mkdir()
+    write_npz(inside / "mnist_5k.npz")
+    assert sample_path() == inside / "mnist_5k.npz"
+    outside.unlink()
+    assert locate("mnist_5k.npz") == inside / "mnist_5k.npz"
+
+
+def test_the_command_prints_where_the_data_lies_and_each_splits_size(places, capsys):
+    write_idx(places.named)
+    assert datasets.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(places.named)
+    assert [line.split()[:2] for line in lines[1:4]] == [["train", "10"], ["valid", "2"], ["test", "5"]]
+    assert "not those of the original MNIST" in lines[4]
+
+
+def test_the_command_ends_with_status_1_and_a_message_where_it_fails(places, monkeypatch, capsys):
+    monkeypatch.setattr(download, "download", no_mirror)
+    assert datasets.main([]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "one.example: refused" in err
+    (places.here / "broken.npz").write_bytes(b"PK")
+    assert datasets.main(["broken.npz"]) == 1
+    assert "broken.npz is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args, status, message",
+    [(["--help"], 0, "Find MNIST"), (["mnist_5k.npz"], 0, "3000"), (["no.npz"], 1, "no.npz")],
+)
+def test_the_module_runs_as_a_command_without_a_traceback(tmp_path, args, status, message):
+    command = [sys.executable, "-W", "error", "-m", "deeplearning_tutorial.datasets", *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
+    assert ended.returncode == status
+    assert message in (ended.stderr if status else ended.stdout)
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(
+    not all((NAMED / name).is_file() for name in download.EXPECTED),
+    reason="DEEPLEARNING_TUTORIAL_DATA names no folder with MNIST's four files",
+)
+def test_mnist_itself():
+    assert all(download.is_original(NAMED / name) for name in download.EXPECTED)
+    splits = datasets.formats.read_splits(locate(NAMED))
+    found = [(x.shape, x.sum(dtype=np.float64) * 256, int(y.sum()), y[:5].tolist()) for x, y in splits]
+    assert found == [
+        ((50_000, 784), 1_309_089_051, 222_442, [5, 0, 4, 1, 9]),
+        ((10_000, 784), 258_209_494, 44_794, [3, 8, 6, 9, 6]),
+        ((10_000, 784), 264_923_200, 44_434, [7, 2, 1, 0, 4]),
+    ]

@@ -1,0 +1,274 @@
+import _thread
+import hashlib
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from deeplearning_tutorial import download as module
+from deeplearning_tutorial.download import DownloadError, download, is_original
+
+FILES = {"train-images-idx3-ubyte.gz": bytes(range(256)) * 40, "t10k-labels-idx1-ubyte.gz": b"labels" * 5}
+LIMIT = 1.0
+
+
+class Mirror(ThreadingHTTPServer):
+    """A server on this machine whose ``behave(handler, body)`` answers every request."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, behave):
+        self.asked = []
+        self.closing = threading.Event()
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                name = self.path.rpartition("/")[2]
+                mirror.asked.append(name)
+                try:
+                    behave(self, FILES[name])
+                except OSError:  # whoever gave up waiting has hung up
+                    self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/mnist/"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+def announce(handler, length):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(length))
+    handler.end_headers()
+    handler.wfile.flush()
+
+
+def good(handler, body):
+    announce(handler, len(body))
+    handler.wfile.write(body)
+
+
+def breaks_off(handler, body):
+    announce(handler, len(body))
+    handler.wfile.write(body[: len(body) // 2])
+
+
+def lies(handler, body):
+    announce(handler, len(body))
+    handler.wfile.write(body[:-1] + b"?")
+
+
+def is_too_short(handler, body):
+    announce(handler, len(body) - 1)
+    handler.wfile.write(body[:-1])
+
+
+def never_ends(handler, body):
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(body)
+
+
+def knows_nothing(handler, body):
+    handler.send_error(404)
+
+
+def is_silent(handler, body):
+    handler.server.closing.wait(20)
+
+
+def stalls(handler, body):
+    announce(handler, len(body))
+    handler.wfile.write(body[: len(body) // 2])
+    handler.wfile.flush()
+    handler.server.closing.wait(20)
+
+
+def trickles(handler, body):
+    announce(handler, len(body))
+    for byte in body[:15]:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        time.sleep(LIMIT / 8)
+    handler.wfile.write(body[15:])
+
+
+@pytest.fixture
+def mirrors(monkeypatch):
+    """Start mirrors that behave as told, and make them the ones downloaded from."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    table = {name: (len(body), hashlib.sha256(body).hexdigest()) for name, body in FILES.items()}
+    monkeypatch.setattr(module, "EXPECTED", table)
+    monkeypatch.setattr(module, "SILENCE_LIMIT", LIMIT)
+    started = []
+
+    def start(*behaviours):
+        started.extend(Mirror(behave) for behave in behaviours)
+        monkeypatch.setattr(module, "MIRRORS", tuple(mirror.url for mirror in started))
+        return started
+
+    yield start
+    for mirror in started:
+        mirror.closing.set()
+        mirror.shutdown()
+        mirror.server_close()
+
+
+def assert_complete(folder):
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+
+
+def failures_of(folder):
+    begin = time.monotonic()
+    with pytest.raises(DownloadError) as caught:
+        download(folder)
+    assert time.monotonic() - begin < LIMIT + 1
+    return str(caught.value).splitlines()
+
+
+def test_a_good_mirror_gives_every_file_under_its_name(tmp_path, mirrors, capsys):
+    [mirror] = mirrors(good)
+    folder = tmp_path / "new" / "data"
+    download(folder)
+    assert_complete(folder)
+    assert mirror.asked == list(FILES)
+    assert all(is_original(path) for path in folder.iterdir())
+    # No progress bar where stderr is no terminal.
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"Downloading MNIST into {folder}\n"
+
+
+def test_files_get_the_usual_permissions(tmp_path, mirrors):
+    mirrors(good)
+    download(tmp_path / "data")
+    (tmp_path / "other").touch()
+    usual = (tmp_path / "other").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "data").iterdir()} == {usual}
+
+
+@pytest.mark.parametrize(
+    "bad", [breaks_off, lies, is_too_short, never_ends, knows_nothing, is_silent, stalls]
+)
+def test_the_second_mirror_helps_out_and_is_then_asked_first(tmp_path, mirrors, bad):
+    first, second = mirrors(bad, good)
+    download(tmp_path)
+    assert_complete(tmp_path)
+    assert first.asked == list(FILES)[:1]
+    assert second.asked == list(FILES)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (breaks_off, "5120 bytes read, 5120 more expected"),
+        (lies, "10240 of 10240 bytes with SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}"),
+        (is_too_short, "10239 of 10240 bytes with SHA-256"),
+        (never_ends, "sends more than the 10240 bytes"),
+        (knows_nothing, "404 Client Error: Not Found"),
+        (is_silent, r"silent for \d\.\d s after 0 of 10240 bytes"),
+        (stalls, r"silent for \d\.\d s after 5120 of 10240 bytes"),
+    ],
+)
+def test_failures_of_both_mirrors_are_told_and_the_old_file_stays_whole(tmp_path, mirrors, bad, message):
+    old = tmp_path / list(FILES)[0]
+    old.write_bytes(b"what was there before")
+    first, second = mirrors(bad, bad)
+    lines = failures_of(tmp_path)
+    assert [line.partition(": ")[0] for line in lines] == [first.url + old.name, second.url + old.name]
+    assert all(re.search(message, line) for line in lines), lines
+    assert list(tmp_path.iterdir()) == [old] and old.read_bytes() == b"what was there before"
+
+
+def test_a_refused_connection_is_told(tmp_path, mirrors):
+    [mirror] = mirrors(good)
+    mirror.shutdown()
+    mirror.server_close()
+    [line] = failures_of(tmp_path)
+    assert "refused" in line
+
+
+def test_a_name_look_up_that_hangs_is_given_up(tmp_path, mirrors, monkeypatch):
+    over = threading.Event()
+    mirrors(good, good)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(20) and None)
+    lines = failures_of(tmp_path)
+    over.set()
+    assert len(lines) == 2 and all("silent for" in line for line in lines)
+
+
+def test_silent_mirrors_share_the_limit(tmp_path, mirrors):
+    mirrors(is_silent, stalls, is_silent)
+    begin = time.monotonic()
+    with pytest.raises(DownloadError):
+        download(tmp_path)
+    # The second one's bytes begin the count anew.
+    assert time.monotonic() - begin < LIMIT / 3 + LIMIT + 1
+
+
+def test_a_slow_but_steady_download_goes_on_past_the_limit(tmp_path, mirrors):
+    mirrors(trickles)
+    begin = time.monotonic()
+    download(tmp_path)
+    assert time.monotonic() - begin > LIMIT
+    assert_complete(tmp_path)
+
+
+def test_originals_are_kept_and_others_replaced(tmp_path, mirrors, capsys):
+    first, second = FILES
+    (tmp_path / first).write_bytes(FILES[first])
+    (tmp_path / second).write_bytes(b"not the original")
+    [mirror] = mirrors(good)
+    download(tmp_path)
+    assert_complete(tmp_path)
+    assert mirror.asked == [second]
+    assert f"Replacing {tmp_path / second}" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path, mirrors, monkeypatch):
+    monkeypatch.setattr(module, "SILENCE_LIMIT", 30.0)
+    mirrors(stalls)
+    threading.Timer(0.4, _thread.interrupt_main).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        download(tmp_path)
+    assert time.monotonic() - begin < 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path, mirrors):
+    mirrors(good)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        download(tmp_path / "file" / "data")
+
+
+def test_a_transfer_left_behind_does_not_keep_python_from_ending(tmp_path):
+    script = """
+        import pathlib, socket, sys, time
+        from deeplearning_tutorial import download
+        socket.getaddrinfo = lambda *args, **kwargs: time.sleep(60)
+        download.SILENCE_LIMIT = 0.5
+        try:
+            download.download(pathlib.Path(sys.argv[1]))
+        except download.DownloadError:
+            print("given up")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout) == (0, "given up\n")
+    assert ended.stderr == f"Downloading MNIST into {tmp_path}\n"
