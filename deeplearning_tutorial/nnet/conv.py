@@ -5,7 +5,7 @@ The Ops' ``perform`` methods are the reference implementation, in NumPy. Whoever
 """
 
 import numpy as np
-from pytensor.gradient import disconnected_type
+from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, cast, tensor
@@ -67,9 +67,12 @@ def check_conv2d_shapes(op, input_shape, filters_shape):
             f"filters has {filters_shape[0]} filters, which num_groups={op.num_groups} does not divide; "
             "change one of them"
         )
-    for axis, length in zip(
-        ("rows", "cols"), conv2d_output_shape(op, input_shape, filters_shape)[2:], strict=True
-    ):
+    out_lengths = conv2d_output_shape(op, input_shape, filters_shape)[2:]
+    for axis, filter_length, length in zip(("rows", "cols"), filters_shape[2:], out_lengths, strict=True):
+        if filter_length == 0:
+            raise ValueError(
+                f"filters of shape {tuple(filters_shape)} have no {axis}; use filters of at least 1 x 1"
+            )
         if length is not None and length < 1:
             raise ValueError(
                 f"the output would have no {axis}: input is {tuple(input_shape)}, filters are "
@@ -78,9 +81,16 @@ def check_conv2d_shapes(op, input_shape, filters_shape):
 
 
 class _ConvOp(Op):
-    """What convolution and its two gradients share: parameters, windows of the padded input, groups."""
+    """What convolution and its two gradients share: parameters, windows of the padded input, groups.
+
+    Each is linear in two of its inputs. A third gives only its shape.
+
+    ``border_mode`` is a pair of (before, after) pairs, or 'half' or 'full' where the filters' rows and cols
+    become known when the function runs. ``subsample`` and ``filter_dilation`` are pairs of ints.
+    """
 
     __props__ = ("border_mode", "subsample", "filter_flip", "filter_dilation", "num_groups")
+    linear_in = (0, 1)
 
     def __init__(self, border_mode, subsample, filter_flip, filter_dilation, num_groups):
         self.border_mode = border_mode
@@ -88,6 +98,17 @@ class _ConvOp(Op):
         self.filter_flip = filter_flip
         self.filter_dilation = filter_dilation
         self.num_groups = num_groups
+
+    def connection_pattern(self, node):
+        return [[position in self.linear_in] for position in range(len(node.inputs))]
+
+    def pushforward(self, inputs, outputs, tangents):
+        terms = [
+            self(*inputs[:position], tangents[position], *inputs[position + 1 :])
+            for position in self.linear_in
+            if not isinstance(tangents[position].type, DisconnectedType)
+        ]
+        return [sum(terms[1:], terms[0]) if terms else disconnected_type()]
 
     def _like(self, op_class):
         return op_class(*(getattr(self, name) for name in self.__props__))
@@ -148,15 +169,14 @@ class Conv2d(_ConvOp):
 class Conv2dGradFilters(_ConvOp):
     """Gradient of `Conv2d` with respect to the filters, of which only the shape is used."""
 
+    linear_in = (0, 2)
+
     def make_node(self, input, filters, output_gradient):
         return Apply(self, [input, filters, output_gradient], [filters.type()])
 
     def infer_shape(self, *args):
         *_, node, [_input_shape, filters_shape, _output_shape] = args
         return [filters_shape]
-
-    def connection_pattern(self, node):
-        return [[True], [False], [True]]
 
     def pullback(self, inputs, outputs, cotangents):
         input, _filters, output_gradient = inputs
@@ -182,15 +202,14 @@ class Conv2dGradFilters(_ConvOp):
 class Conv2dGradInput(_ConvOp):
     """Gradient of `Conv2d` with respect to the input, of which only the shape is used."""
 
+    linear_in = (1, 2)
+
     def make_node(self, input, filters, output_gradient):
         return Apply(self, [input, filters, output_gradient], [input.type()])
 
     def infer_shape(self, *args):
         *_, node, [input_shape, _filters_shape, _output_shape] = args
         return [input_shape]
-
-    def connection_pattern(self, node):
-        return [[False], [True], [True]]
 
     def pullback(self, inputs, outputs, cotangents):
         _input, filters, output_gradient = inputs
@@ -239,47 +258,57 @@ def convolve(
     filter_flip=True,
     filter_dilation=(1, 1),
     num_groups=1,
+    shape_name="input_shape",
 ):
-    """Check and normalise the arguments of ``conv2d``, whose docstring describes them; apply `Conv2d`."""
-    input = _floating("input", input)
-    filters = _floating("filters", filters)
-    op = Conv2d(
-        _normal_border_mode(border_mode),
-        _pair_of_ints("subsample", subsample),
-        bool(filter_flip),
-        _pair_of_ints("filter_dilation", filter_dilation),
-        _count("num_groups", num_groups),
-    )
-    input = apply_shape_hint("input_shape", input, input_shape)
+    """Check and normalise the arguments of ``conv2d``, whose docstring describes them; apply `Conv2d`.
+
+    ``shape_name`` is what the caller calls ``input_shape``, for messages.
+    """
+    input = _floating("input", input, "(batch, channels, rows, cols)")
+    filters = _floating("filters", filters, "(filters, channels, rows, cols)")
+    border_mode = _normal_border_mode(border_mode)
+    subsample = _pair_of_ints("subsample", subsample)
+    filter_dilation = _pair_of_ints("filter_dilation", filter_dilation)
+    num_groups = _count("num_groups", num_groups)
+    input = apply_shape_hint(shape_name, input, input_shape)
     filters = apply_shape_hint("filter_shape", filters, filter_shape)
+    pads = conv_pads(border_mode, filters.type.shape[2:], filter_dilation)
+    if None not in pads:
+        border_mode = pads
+    op = Conv2d(border_mode, subsample, bool(filter_flip), filter_dilation, num_groups)
     dtype = np.promote_types(input.dtype, filters.dtype).name
     return op(cast(input, dtype), cast(filters, dtype))
 
 
 def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1)):
-    """Convolve, spelled as in ``theano.tensor.nnet.conv``.
+    """Convolve, spelled as in ``theano.tensor.nnet.conv``, the module that the 2015 tutorial imports.
 
     Parameters
     ----------
     input, filters, filter_shape, border_mode, subsample
         As for `deeplearning_tutorial.nnet.conv2d`.
-    image_shape : tuple of int or None, optional
+    image_shape : tuple of (int or None), optional
         Its ``input_shape``.
 
     Returns
     -------
     TensorVariable
-        Shape ``(batch, filters, rows, cols)``.
+        Shape ``(batch, filters, rows', cols')``; float64 if either argument is, else float32.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `deeplearning_tutorial.nnet.conv2d`.
     """
-    return convolve(input, filters, image_shape, filter_shape, border_mode, subsample)
+    return convolve(
+        input, filters, image_shape, filter_shape, border_mode, subsample, shape_name="image_shape"
+    )
 
 
-def _floating(name, x):
+def _floating(name, x, axes):
     x = as_tensor_variable(x)
     if x.type.ndim != 4:
-        raise TypeError(
-            f"{name} has {x.type.ndim} dimensions; conv2d takes 4, e.g. (batch, channels, rows, cols)"
-        )
+        raise TypeError(f"{name} has {x.type.ndim} dimensions; conv2d takes 4, {axes}")
     if x.dtype not in ("float32", "float64"):
         raise TypeError(
             f"{name} has dtype {x.dtype}; conv2d takes float32 and float64, so cast {name} to one"
@@ -288,10 +317,11 @@ def _floating(name, x):
 
 
 def _normal_border_mode(border_mode):
-    if border_mode == "valid":
-        return ((0, 0), (0, 0))
-    if isinstance(border_mode, str) and border_mode in ("half", "full"):
-        return border_mode
+    if isinstance(border_mode, str):
+        if border_mode in ("half", "full"):
+            return border_mode
+        if border_mode == "valid":
+            border_mode = 0
     pads = (border_mode, border_mode) if _is_int(border_mode) else border_mode
     if isinstance(pads, tuple) and len(pads) == 2:
         pads = tuple((pad, pad) if _is_int(pad) else pad for pad in pads)

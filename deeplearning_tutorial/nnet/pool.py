@@ -7,8 +7,8 @@ import warnings
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.gradient import disconnected_type
-from pytensor.graph.basic import Apply, Variable
+from pytensor.gradient import DisconnectedType, disconnected_type
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, tensor
 
@@ -24,35 +24,76 @@ def pool_output_length(length, window, stride, pad, ignore_border):
     return max(0, (length - 1 - window + stride) // stride) + 1
 
 
+def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
+    """`pool_output_length` where any argument but ``ignore_border`` may be symbolic."""
+    if ignore_border:
+        return pt.maximum(0, (length + 2 * pad - window) // stride + 1)
+    apart = (length - 1) // stride + 1
+    overlapping = pt.maximum(0, (length - 1 - window + stride) // stride) + 1
+    if isinstance(stride, Variable) or isinstance(window, Variable):
+        return pt.switch(pt.ge(stride, window), apart, overlapping)
+    return apart if stride >= window else overlapping
+
+
+def check_pool_geometry(ignore_border, ws, stride, pad):
+    """Raise where window, stride and padding, pairs of ints, do not go together; None is unknown."""
+    for name, values, least in (("ws", ws, 1), ("stride", stride, 1), ("pad", pad, 0)):
+        if values is not None and min(values) < least:
+            raise ValueError(f"{name}={values!r} is smaller than {least}; use e.g. {name}=({least}, {least})")
+    if pad is not None and max(pad) > 0 and not ignore_border:
+        raise NotImplementedError(
+            f"pad={pad} with ignore_border=False is not supported; use ignore_border=True"
+        )
+    if ws is not None and pad is not None and any(p >= w for p, w in zip(pad, ws, strict=True)):
+        raise NotImplementedError(f"pad={pad} is not smaller than the window ws={ws}; use less padding")
+
+
 class _PoolOp(Op):
     """What pooling and its gradients share: window, stride and padding, fixed or given as inputs.
 
     ``ws``, ``stride`` and ``pad`` are pairs of ints, or all None: then they are the last three inputs,
-    int64 vectors of two elements.
+    int64 vectors of two elements. The output is linear in the input at ``linear_in``.
     """
 
-    def _geometry(self, inputs):
-        """(window, stride, pad) per axis."""
-        ws, stride, pad = (self.ws, self.stride, self.pad) if self.ws is not None else inputs[-3:]
-        return [tuple(int(n) for n in values) for values in zip(ws, stride, pad, strict=True)]
+    __props__ = ("ignore_border", "ws", "stride", "pad")
+
+    def __init__(self, ignore_border, ws=None, stride=None, pad=None):
+        self.ignore_border = ignore_border
+        self.ws = ws
+        self.stride = stride
+        self.pad = pad
+
+    def connection_pattern(self, node):
+        return [[position == self.linear_in] for position in range(len(node.inputs))]
+
+    def pushforward(self, inputs, outputs, tangents):
+        tangent = tangents[self.linear_in]
+        if isinstance(tangent.type, DisconnectedType):
+            return [disconnected_type()]
+        return [self(*inputs[: self.linear_in], tangent, *inputs[self.linear_in + 1 :])]
+
+    def _like(self, op_class):
+        return op_class(*(getattr(self, name) for name in op_class.__props__))
 
     def _disconnected_geometry(self):
         return [] if self.ws is not None else [disconnected_type() for _ in range(3)]
 
-    def _connection(self, *connected):
-        return [[value] for value in connected] + ([] if self.ws is not None else [[False]] * 3)
+    def _geometry(self, inputs):
+        """(window, stride, pad) per axis."""
+        geometry = (self.ws, self.stride, self.pad)
+        if self.ws is None:
+            for name, vector in zip(("ws", "stride", "pad"), inputs[-3:], strict=True):
+                if len(vector) != 2:
+                    raise ValueError(f"{name}={vector} has {len(vector)} elements; use a vector of two")
+            geometry = tuple(tuple(int(n) for n in vector) for vector in inputs[-3:])
+            check_pool_geometry(self.ignore_border, *geometry)
+        return list(zip(*geometry, strict=True))
 
-    def _output_lengths(self, lengths, inputs):
-        return tuple(
-            pool_output_length(length, *geometry, self.ignore_border)
-            for length, geometry in zip(lengths, self._geometry(inputs), strict=True)
-        )
+    def _padded(self, x, fill, inputs, out_lengths):
+        """Put ``fill`` around x, so that every window is whole.
 
-    def _elements(self, x, fill, inputs, out_lengths):
-        """Yield, for each element of the window, the slice of padded x that holds it for every window.
-
-        Yields (slices into ``padded``, padded); ``padded`` is x with ``fill`` around it, wide enough that the
-        last windows are whole. Adding to a slice of it walks back along the same path.
+        Returns ``(padded, elements, inside)``: ``padded[elements[k]]`` holds element k of every window,
+        shape ``(..., rows', cols')``, and ``padded[inside]`` is x.
         """
         geometry = self._geometry(inputs)
         widths = [
@@ -60,7 +101,7 @@ class _PoolOp(Op):
             for length, n, (window, stride, pad) in zip(x.shape[-2:], out_lengths, geometry, strict=True)
         ]
         padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + widths, constant_values=fill)
-        slices = [
+        elements = [
             (
                 ...,
                 *(
@@ -71,20 +112,30 @@ class _PoolOp(Op):
             for element in np.ndindex(*(window for window, _, _ in geometry))
         ]
         inside = (..., *(slice(p, p + n) for (p, _), n in zip(widths, x.shape[-2:], strict=True)))
-        return padded, slices, inside
+        return padded, elements, inside
 
 
-class Pool(_PoolOp):
-    """Pool ``(..., rows, cols)`` to ``(..., rows', cols')``."""
-
-    __props__ = ("mode", "ignore_border", "ws", "stride", "pad")
+class _PoolModeOp(_PoolOp):
+    __props__ = ("mode", *_PoolOp.__props__)
 
     def __init__(self, mode, ignore_border, ws=None, stride=None, pad=None):
+        super().__init__(ignore_border, ws, stride, pad)
         self.mode = mode
-        self.ignore_border = ignore_border
-        self.ws = ws
-        self.stride = stride
-        self.pad = pad
+
+    def _window_sizes(self, x, inputs, out_lengths):
+        """Elements by which each window's sum is divided: a scalar, or (rows', cols')."""
+        if self.mode == "sum":
+            return x.dtype.type(1)
+        if self.mode == "average_inc_pad" and self.ignore_border:
+            return x.dtype.type(np.prod([window for window, _, _ in self._geometry(inputs)]))
+        padded, elements, _ = self._padded(np.ones(x.shape[-2:], x.dtype), 0, inputs, out_lengths)
+        return sum(padded[element] for element in elements)
+
+
+class Pool(_PoolModeOp):
+    """Pool ``(..., rows, cols)`` to ``(..., rows', cols')``. The maximum of a window with a NaN is NaN."""
+
+    linear_in = 0
 
     def make_node(self, x, *geometry):
         lengths = (None, None)
@@ -96,179 +147,138 @@ class Pool(_PoolOp):
         return Apply(self, [x, *geometry], [tensor(dtype=x.dtype, shape=(*x.type.shape[:-2], *lengths))])
 
     def infer_shape(self, *args):
-        *_, node, shapes = args
+        *_, node, [shape, *_geometry_shapes] = args
+        if self.ws is not None:
+            geometry = self._geometry(())
+        else:
+            geometry = [[vector[axis] for vector in node.inputs[1:]] for axis in (0, 1)]
         lengths = [
-            _symbolic_output_length(length, *geometry, self.ignore_border)
-            for length, geometry in zip(
-                shapes[0][-2:],
-                self._geometry(())
-                if self.ws is not None
-                else [[v[axis] for v in node.inputs[1:]] for axis in (0, 1)],
-                strict=True,
-            )
+            symbolic_pool_output_length(length, *values, self.ignore_border)
+            for length, values in zip(shape[-2:], geometry, strict=True)
         ]
-        return [(*shapes[0][:-2], *lengths)]
-
-    def connection_pattern(self, node):
-        return self._connection(True)
+        return [(*shape[:-2], *lengths)]
 
     def pullback(self, inputs, outputs, cotangents):
         x, *geometry = inputs
         if self.mode == "max":
-            op = MaxPoolGrad(self.ignore_border, self.ws, self.stride, self.pad)
-            gradient = op(x, outputs[0], cotangents[0], *geometry)
+            gradient = self._like(MaxPoolGrad)(x, outputs[0], cotangents[0], *geometry)
         else:
-            op = AveragePoolGrad(self.mode, self.ignore_border, self.ws, self.stride, self.pad)
-            gradient = op(x, cotangents[0], *geometry)
+            gradient = self._like(AveragePoolGrad)(x, cotangents[0], *geometry)
         return [gradient, *self._disconnected_geometry()]
+
+    def pushforward(self, inputs, outputs, tangents):
+        x, *geometry = inputs
+        if self.mode != "max" or isinstance(tangents[0].type, DisconnectedType):
+            return super().pushforward(inputs, outputs, tangents)
+        return [self._like(MaxPoolGradGrad)(x, outputs[0], tangents[0], *geometry)]
 
     def perform(self, node, inputs, outputs):
         x = inputs[0]
-        lengths = self._output_lengths(x.shape[-2:], inputs)
-        fill = -np.inf if self.mode == "max" else 0
-        padded, elements, _ = self._elements(x, fill, inputs, lengths)
+        lengths = [
+            pool_output_length(length, *values, self.ignore_border)
+            for length, values in zip(x.shape[-2:], self._geometry(inputs), strict=True)
+        ]
+        combine, fill = (np.maximum, -np.inf) if self.mode == "max" else (np.add, 0)
+        padded, elements, _ = self._padded(x, fill, inputs, lengths)
         pooled = np.full((*x.shape[:-2], *lengths), fill, x.dtype)
-        combine = np.maximum if self.mode == "max" else np.add
         for element in elements:
-            pooled = combine(pooled, padded[element])
-        if self.mode.startswith("average"):
+            combine(pooled, padded[element], out=pooled)
+        if self.mode != "max":
             pooled /= self._window_sizes(x, inputs, lengths)
         outputs[0][0] = pooled
 
-    def _window_sizes(self, x, inputs, lengths):
-        """Elements by which each window's sum is divided: (rows', cols')."""
-        return _window_sizes(self, x, inputs, lengths)
 
-
-def _window_sizes(op, x, inputs, lengths):
-    if op.mode == "average_inc_pad" and op.ignore_border:
-        return np.asarray(np.prod([window for window, _, _ in op._geometry(inputs)]), x.dtype)
-    padded, elements, _ = op._elements(np.ones(x.shape[-2:], x.dtype), 0, inputs, lengths)
-    return sum(padded[element] for element in elements)
-
-
-class AveragePoolGrad(_PoolOp):
+class AveragePoolGrad(_PoolModeOp):
     """Gradient of `Pool` in the modes that sum, with respect to x, of which only the shape is used."""
 
-    __props__ = ("mode", "ignore_border", "ws", "stride", "pad")
-
-    def __init__(self, mode, ignore_border, ws=None, stride=None, pad=None):
-        self.mode = mode
-        self.ignore_border = ignore_border
-        self.ws = ws
-        self.stride = stride
-        self.pad = pad
+    linear_in = 1
 
     def make_node(self, x, output_gradient, *geometry):
         return Apply(self, [x, output_gradient, *geometry], [x.type()])
 
     def infer_shape(self, *args):
-        *_, node, shapes = args
-        return [shapes[0]]
-
-    def connection_pattern(self, node):
-        return self._connection(False, True)
+        return [args[-1][0]]
 
     def pullback(self, inputs, outputs, cotangents):
         _x, _output_gradient, *geometry = inputs
-        op = Pool(self.mode, self.ignore_border, self.ws, self.stride, self.pad)
-        return [disconnected_type(), op(cotangents[0], *geometry), *self._disconnected_geometry()]
+        gradient = self._like(Pool)(cotangents[0], *geometry)
+        return [disconnected_type(), gradient, *self._disconnected_geometry()]
 
     def perform(self, node, inputs, outputs):
         x, output_gradient = inputs[:2]
         lengths = output_gradient.shape[-2:]
-        if self.mode.startswith("average"):
-            output_gradient = output_gradient / _window_sizes(self, x, inputs, lengths)
-        padded, elements, inside = self._elements(np.zeros_like(x), 0, inputs, lengths)
+        share = output_gradient / self._window_sizes(x, inputs, lengths)
+        gradient, elements, inside = self._padded(np.zeros_like(x), 0, inputs, lengths)
         for element in elements:
-            padded[element] += output_gradient
-        outputs[0][0] = np.ascontiguousarray(padded[inside])
+            gradient[element] += share
+        outputs[0][0] = np.ascontiguousarray(gradient[inside])
 
 
-class MaxPoolGrad(_PoolOp):
+class _MaxPoolChoiceOp(_PoolOp):
+    """Linear in its third input, for the maxima that x has chosen.
+
+    The choice does not change with x, but at ties: x is connected, with a gradient of zero. The maxima are a
+    function of x, so nothing is lost by leaving them disconnected.
+    """
+
+    linear_in = 2
+
+    def connection_pattern(self, node):
+        return [[position in (0, self.linear_in)] for position in range(len(node.inputs))]
+
+    def pullback(self, inputs, outputs, cotangents):
+        x, maxima, _linear, *geometry = inputs
+        gradient = self._like(self.transposed)(x, maxima, cotangents[0], *geometry)
+        return [x.zeros_like(), disconnected_type(), gradient, *self._disconnected_geometry()]
+
+    def pushforward(self, inputs, outputs, tangents):
+        if isinstance(tangents[self.linear_in].type, DisconnectedType):
+            return [outputs[0].zeros_like()]
+        return super().pushforward(inputs, outputs, tangents)
+
+
+class MaxPoolGrad(_MaxPoolChoiceOp):
     """Gradient of max-pooling: each element equal to its window's maximum receives the window's gradient.
 
     Where windows overlap the gradients add up. A NaN equals nothing, so a window with a NaN passes none on.
     """
 
-    __props__ = ("ignore_border", "ws", "stride", "pad")
-
-    def __init__(self, ignore_border, ws=None, stride=None, pad=None):
-        self.ignore_border = ignore_border
-        self.ws = ws
-        self.stride = stride
-        self.pad = pad
-
     def make_node(self, x, maxima, output_gradient, *geometry):
         return Apply(self, [x, maxima, output_gradient, *geometry], [x.type()])
 
     def infer_shape(self, *args):
-        *_, node, shapes = args
-        return [shapes[0]]
-
-    def connection_pattern(self, node):
-        # The choice of the maxima does not change with x or with their values, but at ties.
-        return self._connection(True, True, True)
-
-    def pullback(self, inputs, outputs, cotangents):
-        x, maxima, _output_gradient, *geometry = inputs
-        op = MaxPoolGradGrad(self.ignore_border, self.ws, self.stride, self.pad)
-        return [
-            x.zeros_like(),
-            maxima.zeros_like(),
-            op(x, maxima, cotangents[0], *geometry),
-            *self._disconnected_geometry(),
-        ]
+        return [args[-1][0]]
 
     def perform(self, node, inputs, outputs):
         x, maxima, output_gradient = inputs[:3]
-        lengths = maxima.shape[-2:]
-        padded, elements, inside = self._elements(x, np.nan, inputs, lengths)
+        padded, elements, inside = self._padded(x, np.nan, inputs, maxima.shape[-2:])
         gradient = np.zeros_like(padded)
         for element in elements:
             gradient[element] += np.where(padded[element] == maxima, output_gradient, 0)
         outputs[0][0] = np.ascontiguousarray(gradient[inside])
 
 
-class MaxPoolGradGrad(_PoolOp):
+class MaxPoolGradGrad(_MaxPoolChoiceOp):
     """Gradient of `MaxPoolGrad` with respect to its output_gradient: sum over each window's maxima."""
-
-    __props__ = ("ignore_border", "ws", "stride", "pad")
-
-    def __init__(self, ignore_border, ws=None, stride=None, pad=None):
-        self.ignore_border = ignore_border
-        self.ws = ws
-        self.stride = stride
-        self.pad = pad
 
     def make_node(self, x, maxima, cotangent, *geometry):
         return Apply(self, [x, maxima, cotangent, *geometry], [maxima.type()])
 
     def infer_shape(self, *args):
-        *_, node, shapes = args
-        return [shapes[1]]
-
-    def connection_pattern(self, node):
-        return self._connection(True, True, True)
-
-    def pullback(self, inputs, outputs, cotangents):
-        x, maxima, _cotangent, *geometry = inputs
-        op = MaxPoolGrad(self.ignore_border, self.ws, self.stride, self.pad)
-        return [
-            x.zeros_like(),
-            maxima.zeros_like(),
-            op(x, maxima, cotangents[0], *geometry),
-            *self._disconnected_geometry(),
-        ]
+        return [args[-1][1]]
 
     def perform(self, node, inputs, outputs):
         x, maxima, cotangent = inputs[:3]
-        padded, elements, _ = self._elements(x, np.nan, inputs, maxima.shape[-2:])
-        padded_cotangent, _, _ = self._elements(cotangent, 0, inputs, maxima.shape[-2:])
+        padded, elements, _ = self._padded(x, np.nan, inputs, maxima.shape[-2:])
+        padded_cotangent, _, _ = self._padded(cotangent, 0, inputs, maxima.shape[-2:])
         total = np.zeros_like(maxima)
         for element in elements:
             total += np.where(padded[element] == maxima, padded_cotangent[element], 0)
         outputs[0][0] = total
+
+
+MaxPoolGrad.transposed = MaxPoolGradGrad
+MaxPoolGradGrad.transposed = MaxPoolGrad
 
 
 def pool_2d(
@@ -330,9 +340,9 @@ def pool_2d(
     a maximum goes to *every* element of the window that equals it.
     """
     x = as_tensor_variable(input)
-    ws = _one_name("ws", ws, None, "ds", ds)
-    stride = _one_name("stride", stride, None, "st", st)
-    pad = _one_name("pad", pad, (0, 0), "padding", padding)
+    ws = _one_name("ws", ws, "ds", ds)
+    stride = _one_name("stride", stride, "st", st)
+    pad = _one_name("pad", pad, "padding", padding, default=(0, 0))
     if ws is None:
         raise ValueError("ws=None: pool_2d needs a window; use e.g. ws=(2, 2)")
     if x.type.ndim < 2:
@@ -351,59 +361,37 @@ def pool_2d(
         )
         ignore_border = False
     ignore_border = bool(ignore_border)
-    ws = _parameter("ws", ws, 1)
-    stride = ws if stride is None else _parameter("stride", stride, 1)
-    pad = _parameter("pad", pad, 0)
-    if any(isinstance(value, Variable) for value in (ws, stride, pad)):
-        return Pool(mode, ignore_border)(
-            x, *(pt.cast(as_tensor_variable(v), "int64") for v in (ws, stride, pad))
-        )
-    if pad != (0, 0) and not ignore_border:
-        raise NotImplementedError(
-            f"pad={pad} with ignore_border=False is not supported; use ignore_border=True"
-        )
-    if any(p >= w for p, w in zip(pad, ws, strict=True)):
-        raise NotImplementedError(f"pad={pad} is not smaller than the window ws={ws}; use less padding")
-    return Pool(mode, ignore_border, ws, stride, pad)(x)
+    ws = _pair("ws", ws)
+    stride = ws if stride is None else _pair("stride", stride)
+    pad = _pair("pad", pad)
+    geometry = (ws, stride, pad)
+    known = [None if isinstance(values, Variable) else values for values in geometry]
+    check_pool_geometry(ignore_border, *known)
+    if None in known:
+        return Pool(mode, ignore_border)(x, *(pt.cast(as_tensor_variable(v), "int64") for v in geometry))
+    return Pool(mode, ignore_border, *geometry)(x)
 
 
-def _one_name(name, value, default, old_name, old_value):
+def _one_name(name, value, old_name, old_value, default=None):
     if old_value is None:
         return value
-    if value is not default and value != default:
-        raise ValueError(
-            f"{name}={value!r} and {old_name}={old_value!r} are two names of one argument; use {name}"
-        )
-    return old_value
+    if value is None or (isinstance(value, tuple) and value == default):
+        return old_value
+    raise ValueError(
+        f"{name}={value!r} and {old_name}={old_value!r} are two names of one argument; use {name}"
+    )
 
 
-def _parameter(name, value, minimum):
+def _pair(name, value):
     """Return a pair of ints, or an integer vector where ``value`` is symbolic."""
     if isinstance(value, Variable):
         if value.type.ndim != 1 or value.dtype not in pt.type.integer_dtypes:
             raise TypeError(f"{name} is {value.type}; use a vector of two integers")
-        return value
+        if not isinstance(value, Constant):
+            return value
+        value = tuple(value.data)
     if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
-        raise ValueError(f"{name}={value!r} is not a pair; use e.g. {name}=({minimum}, {minimum})")
+        raise ValueError(f"{name}={value!r} is not a pair; use e.g. {name}=(2, 2)")
     if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in value):
-        raise TypeError(
-            f"{name}={value!r} holds something else than integers; use e.g. {name}=({minimum}, {minimum})"
-        )
-    if any(n < minimum for n in value):
-        raise ValueError(
-            f"{name}={value!r} is smaller than {minimum}; use e.g. {name}=({minimum}, {minimum})"
-        )
+        raise TypeError(f"{name}={value!r} holds something else than integers; use e.g. {name}=(2, 2)")
     return tuple(int(n) for n in value)
-
-
-def _symbolic_output_length(length, window, stride, pad, ignore_border):
-    """`pool_output_length` where any argument may be symbolic."""
-    if all(isinstance(value, int) for value in (length, window, stride, pad)):
-        return pool_output_length(length, window, stride, pad, ignore_border)
-    if ignore_border:
-        return pt.maximum(0, (length + 2 * pad - window) // stride + 1)
-    return pt.switch(
-        pt.ge(stride, window),
-        (length - 1) // stride + 1,
-        pt.maximum(0, (length - 1 - window + stride) // stride) + 1,
-    )

@@ -13,13 +13,12 @@ from functools import cache
 
 import numpy as np
 from numba import prange
-from pytensor.link.numba.dispatch.basic import (
-    generate_fallback_impl,
-    numba_njit,
-    register_funcify_default_op_cache_key,
-)
+from pytensor.link.numba.dispatch.basic import generate_fallback_impl
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
+from deeplearning_tutorial.nnet.conv_pool import plain_conv2d
+from deeplearning_tutorial.nnet.dispatch.numba import simd
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
     TILE_COLUMNS,
@@ -27,37 +26,34 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     convolve_tile,
     gather_add,
     half_vector,
-    in_halves,
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 3
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
 
-in_halves_jit = numba_njit(in_halves)
+in_halves = kernel_njit(simd.in_halves)
+gather_rows = kernel_njit(simd.gather_rows)
 
 
-def _is_plain(op):
-    return (
-        op.border_mode == ((0, 0), (0, 0))
-        and op.subsample == (1, 1)
-        and op.filter_dilation == (1, 1)
-        and op.num_groups == 1
-    )
-
-
-@numba_njit
+@kernel_njit
 def check_shapes(input, filters):
-    """Raise what THEANO_API asks where static types did not tell."""
+    """Raise ValueError where the data do not fit; static types tell the same while the graph is built."""
     if input.shape[1] != filters.shape[1]:
         raise ValueError("input and filters have different numbers of channels", input.shape, filters.shape)
     if input.shape[2] < filters.shape[2] or input.shape[3] < filters.shape[3]:
         raise ValueError("filters are larger than input: no output is left", input.shape, filters.shape)
 
 
-@numba_njit
+@kernel_njit
+def block_of(block, blocks, batch):
+    """First image of a block and of the next."""
+    return block * batch // blocks, (block + 1) * batch // blocks
+
+
+@kernel_njit
 def channels_last(image, out):
     """Copy (channels, rows, cols) to flat (rows, cols, channels)."""
     channels, rows, cols = image.shape
@@ -67,28 +63,117 @@ def channels_last(image, out):
                 out[(row * cols + col) * channels + channel] = image[channel, row, col]
 
 
-@numba_njit
-def runs_of_filters(filters, flip, length, runs):
-    """Copy filters to ``runs[row, filter, run]``, flipped for a correlation, with zeros beyond the run."""
+@kernel_njit
+def channels_first(flat, image):
+    """Copy flat (rows, cols, channels) to (channels, rows, cols)."""
+    channels, rows, cols = image.shape
+    for channel in range(channels):
+        for row in range(rows):
+            for col in range(cols):
+                image[channel, row, col] = flat[(row * cols + col) * channels + channel]
+
+
+@kernel_njit
+def runs_of(filters, flip, width, length):
+    """Copy filters to (filter rows, length of a run, width), where neighbouring filters fill a vector.
+
+    ``width`` and ``length`` are at least the numbers of filters and of a run's elements; the rest is zero.
+    """
     n_filters, channels, rows, cols = filters.shape
-    runs[:] = 0
+    runs = np.zeros((rows, length, width), filters.dtype)
     for k in range(n_filters):
         for channel in range(channels):
             for row in range(rows):
                 for col in range(cols):
-                    weight = (
-                        filters[k, channel, rows - 1 - row, cols - 1 - col]
-                        if flip
-                        else filters[k, channel, row, col]
-                    )
-                    runs[row, k, col * channels + channel] = weight
+                    from_row = rows - 1 - row if flip else row
+                    from_col = cols - 1 - col if flip else col
+                    runs[row, col * channels + channel, k] = filters[k, channel, from_row, from_col]
+    return runs
+
+
+@kernel_njit
+def correlate_row(line, image, row, cols, channels, runs, half):
+    """Compute one row of output positions for all filters.
+
+    ``line`` receives (positions, filters), both padded: positions to a multiple of TILE_COLUMNS. The last
+    tile reads some pixels too many; what comes of them is not used.
+    """
+    n_rows, length, width = runs.shape
+    halves = width // half
+    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
+    for filter_block in range(filter_blocks):
+        begin, end = block_of(filter_block, filter_blocks, halves)
+        for col in range(0, len(line), TILE_COLUMNS):
+            convolve_tile(
+                line, col * width + begin * half, width,
+                image, (row * cols + col) * channels, channels, cols * channels,
+                runs, begin * half, width,
+                n_rows, length, end - begin,
+            )  # fmt: skip
+
+
+@kernel_njit
+def add_pixels(partial, block, k, image, image_row, offsets, factors, count, half):
+    """Add to filter ``k``'s gradient the runs of pixels at ``offsets``, times ``factors``."""
+    _, n_filters, n_rows, length = partial.shape
+    halves = length // half
+    for begin in range(0, halves, GATHER_HALVES):
+        taken = min(GATHER_HALVES, halves - begin)
+        at_once = gather_rows(taken)
+        for row in range(0, n_rows, at_once):
+            gather_add(
+                partial, ((block * n_filters + k) * n_rows + row) * length + begin * half, length,
+                image, row * image_row + begin * half, image_row,
+                offsets, factors, 0, count, min(at_once, n_rows - row), taken,
+            )  # fmt: skip
+
+
+@kernel_njit
+def sum_of_blocks(partial, filters, flip):
+    """Add the blocks in their order; bring the sum from runs back to the filters' shape."""
+    n_filters, channels, rows, cols = filters.shape
+    total = partial[0]
+    for block in range(1, len(partial)):
+        total += partial[block]
+    gradient = np.empty(filters.shape, filters.dtype)
+    for k in range(n_filters):
+        for channel in range(channels):
+            for row in range(rows):
+                for col in range(cols):
+                    to_row = rows - 1 - row if flip else row
+                    to_col = cols - 1 - col if flip else col
+                    gradient[k, channel, to_row, to_col] = total[k, row, col * channels + channel]
+    return gradient
+
+
+@kernel_njit
+def add_filters(image, cols, channels, runs, offsets, factors, counts, half):
+    """Add to the pixels under each output position the filters' runs there, times ``factors``.
+
+    ``runs`` is (filter rows, filters, length); ``offsets`` and ``factors`` list for each (row, col) of the
+    output the filters that have a gradient there, ``counts`` how many they are.
+    """
+    n_rows, n_filters, length = runs.shape
+    out_rows, out_cols, room = offsets.shape
+    halves = length // half
+    # The filter's row outermost: its runs, of all filters, stay in the first-level cache.
+    for filter_row in range(n_rows):
+        for row in range(out_rows):
+            for col in range(out_cols):
+                for begin in range(0, halves, GATHER_HALVES):
+                    gather_add(
+                        image, ((row + filter_row) * cols + col) * channels + begin * half, 0,
+                        runs, filter_row * n_filters * length + begin * half, 0,
+                        offsets, factors, (row * out_cols + col) * room, counts[row, col],
+                        1, min(GATHER_HALVES, halves - begin),
+                    )  # fmt: skip
 
 
 @cache
 def correlate_kernel(half, flip):
-    """``Conv2d``: (batch, channels, rows, cols) and filters to (batch, filters, rows', cols')."""
+    """Compile `Conv2d`."""
 
-    @numba_njit(parallel=True)
+    @kernel_njit(parallel=True)
     def conv2d(input, filters):
         check_shapes(input, filters)
         batch, channels, rows, cols = input.shape
@@ -96,42 +181,17 @@ def correlate_kernel(half, flip):
         out_rows = rows - filter_rows + 1
         out_cols = cols - filter_cols + 1
         padded_cols = (out_cols + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-        halves = in_halves_jit(n_filters, half)
-        width = halves * half
-        run = filter_cols * channels
-        # Filters vary fastest, so that one vector holds the same weight of neighbouring filters.
-        weights = np.zeros((filter_rows, run, width), input.dtype)
-        for k in range(n_filters):
-            for channel in range(channels):
-                for row in range(filter_rows):
-                    for col in range(filter_cols):
-                        if flip:
-                            weight = filters[k, channel, filter_rows - 1 - row, filter_cols - 1 - col]
-                        else:
-                            weight = filters[k, channel, row, col]
-                        weights[row, col * channels + channel, k] = weight
-
-        # Blocks of filters as equal as can be.
-        filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
+        runs = runs_of(filters, flip, in_halves(n_filters, half) * half, filter_cols * channels)
         out = np.empty((batch, n_filters, out_rows, out_cols), input.dtype)
         blocks = min(batch, 4 * BLOCKS)
         for block in prange(blocks):
-            # The last tile of a row reads some columns too many; their results are not used.
             image = np.zeros((rows * cols + TILE_COLUMNS) * channels, input.dtype)
-            line = np.empty((padded_cols, width), input.dtype)
-            for b in range(block * batch // blocks, (block + 1) * batch // blocks):
+            line = np.empty((padded_cols, runs.shape[2]), input.dtype)
+            begin, end = block_of(block, blocks, batch)
+            for b in range(begin, end):
                 channels_last(input[b], image)
                 for row in range(out_rows):
-                    for filter_block in range(filter_blocks):
-                        begin = filter_block * halves // filter_blocks
-                        end = (filter_block + 1) * halves // filter_blocks
-                        for col in range(0, padded_cols, TILE_COLUMNS):
-                            convolve_tile(
-                                line, col * width + begin * half, width,
-                                image, (row * cols + col) * channels, channels, cols * channels,
-                                weights, begin * half, width,
-                                filter_rows, run, end - begin,
-                            )  # fmt: skip
+                    correlate_row(line, image, row, cols, channels, runs, half)
                     for k in range(n_filters):
                         for col in range(out_cols):
                             out[b, k, row, col] = line[col, k]
@@ -142,23 +202,22 @@ def correlate_kernel(half, flip):
 
 @cache
 def filters_gradient_kernel(half, flip):
-    """``Conv2dGradFilters``: sum over images and positions of output gradient times the pixels there."""
+    """Compile `Conv2dGradFilters`."""
 
-    @numba_njit(parallel=True)
+    @kernel_njit(parallel=True)
     def conv2d_grad_filters(input, filters, output_gradient):
         check_shapes(input, filters)
         batch, channels, rows, cols = input.shape
         n_filters, _, filter_rows, filter_cols = filters.shape
         out_rows, out_cols = output_gradient.shape[2:]
-        run = filter_cols * channels
-        halves = in_halves_jit(run, half)
-        length = halves * half
+        length = in_halves(filter_cols * channels, half) * half
         partial = np.zeros((BLOCKS, n_filters, filter_rows, length), input.dtype)
         for block in prange(BLOCKS):
             image = np.zeros(rows * cols * channels + length, input.dtype)
             offsets = np.empty(out_rows * out_cols + 1, np.int32)
             factors = np.empty(out_rows * out_cols + 1, input.dtype)
-            for b in range(block * batch // BLOCKS, (block + 1) * batch // BLOCKS):
+            begin, end = block_of(block, BLOCKS, batch)
+            for b in range(begin, end):
                 channels_last(input[b], image)
                 for k in range(n_filters):
                     count = 0
@@ -168,45 +227,24 @@ def filters_gradient_kernel(half, flip):
                             offsets[count] = (row * cols + col) * channels
                             factors[count] = factor
                             count += factor != 0
-                    for row in range(filter_rows):
-                        for begin in range(0, halves, GATHER_HALVES):
-                            gather_add(
-                                partial,
-                                ((block * n_filters + k) * filter_rows + row) * length + begin * half,
-                                image, row * cols * channels + begin * half,
-                                offsets, factors, 0, count, min(GATHER_HALVES, halves - begin),
-                            )  # fmt: skip
-
-        total = partial[0]
-        for block in range(1, BLOCKS):
-            total += partial[block]
-        gradient = np.empty(filters.shape, input.dtype)
-        for k in range(n_filters):
-            for channel in range(channels):
-                for row in range(filter_rows):
-                    for col in range(filter_cols):
-                        to_row = filter_rows - 1 - row if flip else row
-                        to_col = filter_cols - 1 - col if flip else col
-                        gradient[k, channel, to_row, to_col] = total[k, row, col * channels + channel]
-        return gradient
+                    add_pixels(partial, block, k, image, cols * channels, offsets, factors, count, half)
+        return sum_of_blocks(partial, filters, flip)
 
     return conv2d_grad_filters
 
 
 @cache
 def input_gradient_kernel(half, flip):
-    """``Conv2dGradInput``: add each filter, times the output gradient, to the pixels it was applied to."""
+    """Compile `Conv2dGradInput`."""
 
-    @numba_njit(parallel=True)
+    @kernel_njit(parallel=True)
     def conv2d_grad_input(input, filters, output_gradient):
         check_shapes(input, filters)
         batch, channels, rows, cols = input.shape
         n_filters, _, filter_rows, filter_cols = filters.shape
         out_rows, out_cols = output_gradient.shape[2:]
-        halves = in_halves_jit(filter_cols * channels, half)
-        length = halves * half
-        runs = np.empty((filter_rows, n_filters, length), filters.dtype)
-        runs_of_filters(filters, flip, length, runs)
+        length = in_halves(filter_cols * channels, half) * half
+        runs = runs_of(filters, flip, n_filters, length).transpose(0, 2, 1).copy()
         gradient = np.empty(input.shape, filters.dtype)
         blocks = min(batch, 4 * BLOCKS)
         for block in prange(blocks):
@@ -214,10 +252,10 @@ def input_gradient_kernel(half, flip):
             offsets = np.empty((out_rows, out_cols, n_filters + 1), np.int32)
             factors = np.empty((out_rows, out_cols, n_filters + 1), filters.dtype)
             counts = np.empty((out_rows, out_cols), np.int32)
-            for b in range(block * batch // blocks, (block + 1) * batch // blocks):
+            begin, end = block_of(block, blocks, batch)
+            for b in range(begin, end):
                 image[:] = 0
                 counts[:] = 0
-                # Ordered by position: each run of the image is then loaded and stored once for all filters.
                 for k in range(n_filters):
                     for row in range(out_rows):
                         for col in range(out_cols):
@@ -226,31 +264,17 @@ def input_gradient_kernel(half, flip):
                             offsets[row, col, count] = k * length
                             factors[row, col, count] = factor
                             counts[row, col] = count + (factor != 0)
-                # The filter's row outermost: its runs, of all filters, stay in the first-level cache.
-                for filter_row in range(filter_rows):
-                    for row in range(out_rows):
-                        for col in range(out_cols):
-                            for begin in range(0, halves, GATHER_HALVES):
-                                gather_add(
-                                    image, ((row + filter_row) * cols + col) * channels + begin * half,
-                                    runs, filter_row * n_filters * length + begin * half,
-                                    offsets, factors,
-                                    (row * out_cols + col) * (n_filters + 1), counts[row, col],
-                                    min(GATHER_HALVES, halves - begin),
-                                )  # fmt: skip
-                for channel in range(channels):
-                    for row in range(rows):
-                        for col in range(cols):
-                            gradient[b, channel, row, col] = image[(row * cols + col) * channels + channel]
+                add_filters(image, cols, channels, runs, offsets, factors, counts, half)
+                channels_first(image, gradient[b])
         return gradient
 
     return conv2d_grad_input
 
 
 def _register(op_class, kernel):
-    @register_funcify_default_op_cache_key(op_class)
+    @register_kernel(op_class)
     def numba_funcify(op, node, **kwargs):
-        if not _is_plain(op):
+        if op != plain_conv2d(op_class, op.filter_flip):
             return generate_fallback_impl(op, node=node, **kwargs)
         return kernel(half_vector(np.dtype(node.inputs[0].dtype)), op.filter_flip), CACHE_VERSION
 

@@ -4,18 +4,15 @@ from functools import cache
 
 import numpy as np
 from numba import prange
-from pytensor.link.numba.dispatch.basic import (
-    generate_fallback_impl,
-    numba_njit,
-    register_funcify_default_op_cache_key,
-)
+from pytensor.link.numba.dispatch.basic import generate_fallback_impl
 
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
 from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool, pool_output_length
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
-output_length = numba_njit(pool_output_length)
+output_length = kernel_njit(pool_output_length)
 
 
 def _is_plain(op):
@@ -26,7 +23,7 @@ def _is_plain(op):
 def max_kernel(window_rows, window_cols, ignore_border):
     """``Pool`` in mode 'max' ."""
 
-    @numba_njit(parallel=True)
+    @kernel_njit(parallel=True)
     def max_pool(x):
         rows, cols = x.shape[-2:]
         out_rows = output_length(rows, window_rows, window_rows, 0, ignore_border)
@@ -56,7 +53,7 @@ def max_kernel(window_rows, window_cols, ignore_border):
 def max_gradient_kernel(window_rows, window_cols, ignore_border):
     """``MaxPoolGrad``: every element equal to its window's maximum receives the window's gradient."""
 
-    @numba_njit(parallel=True)
+    @kernel_njit(parallel=True)
     def max_pool_grad(x, maxima, output_gradient):
         rows, cols = x.shape[-2:]
         out_rows, out_cols = maxima.shape[-2:]
@@ -81,7 +78,7 @@ def max_gradient_kernel(window_rows, window_cols, ignore_border):
     return max_pool_grad
 
 
-@register_funcify_default_op_cache_key(Pool)
+@register_kernel(Pool)
 def numba_funcify_Pool(op, node, **kwargs):
     """Compile `Pool`; what is not plain max-pooling runs in object mode."""
     if not _is_plain(op) or op.mode != "max":
@@ -89,7 +86,7 @@ def numba_funcify_Pool(op, node, **kwargs):
     return max_kernel(*op.ws, op.ignore_border), CACHE_VERSION
 
 
-@register_funcify_default_op_cache_key(MaxPoolGrad)
+@register_kernel(MaxPoolGrad)
 def numba_funcify_MaxPoolGrad(op, node, **kwargs):
     """Compile `MaxPoolGrad`; what is not plain max-pooling runs in object mode."""
     if not _is_plain(op):

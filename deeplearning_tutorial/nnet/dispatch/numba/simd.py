@@ -1,9 +1,12 @@
-"""The two inner loops of convolution, as LLVM vector code with every sum held in registers.
+"""The inner loops of convolution and pooling, as LLVM vector code with every sum held in registers.
 
 Numba's own loops over arrays load and store each partial sum; written as vectors whose accumulators are SSA
 values, the loops reach the speed of a matrix product. The vectors are as wide as the target's registers.
 Lengths are counted in half vectors, so that a rest costs at most half a vector of wasted arithmetic.
 """
+
+import math
+from functools import cache
 
 import llvmlite.binding
 from llvmlite import ir
@@ -40,8 +43,11 @@ TILE_COLUMNS = 4
 TILE_HALVES = 8 if _MANY_REGISTERS else 6
 """Half vectors of filters that `convolve_tile` takes at most."""
 
-GATHER_HALVES = 16
-"""Half vectors that `gather_add` takes at most."""
+GATHER_VECTORS = 8
+"""Vectors of sums that `gather_add` holds at most: with their factor they fit in 16 registers."""
+
+GATHER_HALVES = 2 * GATHER_VECTORS
+"""Half vectors of a row that `gather_add` takes at most."""
 
 
 def half_vector(dtype):
@@ -99,6 +105,50 @@ class _Emitter:
         product = self.builder.fmul(a, b, flags=("contract",))
         return self.builder.fadd(product, c, flags=("contract",))
 
+    def constant(self, value, vector):
+        element = vector.element
+        return ir.Constant(vector, [element(value)] * vector.count)
+
+    def tanh(self, x):
+        """Hyperbolic tangent to a few units in the last place, over the whole range.
+
+        tanh(x) = e / (e + 2) with e = exp(2 |x|) - 1, and exp(y) = 2**n * exp(y - n log 2). The Taylor series
+        of exp(r) - 1 for |r| <= log(2) / 2 keeps the relative precision near zero.
+        """
+        builder, vector = self.builder, x.type
+        double = self.itemsize == 8
+        mantissa, bias, terms, limit = (52, 1023, 13, 44.0) if double else (23, 127, 8, 20.0)
+        integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
+
+        def constant(value):
+            return self.constant(value, vector)
+
+        sign_bit = self.constant(-(1 << (8 * self.itemsize - 1)), integers)
+        sign = builder.and_(builder.bitcast(x, integers), sign_bit)
+        magnitude = builder.bitcast(builder.xor(builder.bitcast(x, integers), sign), vector)
+        y = builder.fadd(magnitude, magnitude)
+        # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
+        y = builder.select(builder.fcmp_ordered(">", y, constant(limit)), constant(limit), y)
+        # Adding this constant rounds to an integer, which is then found in the lowest bits.
+        rounder = constant(1.5 * 2.0**mantissa)
+        shifted = builder.fadd(builder.fmul(y, constant(1 / math.log(2))), rounder)
+        n = builder.fsub(shifted, rounder)
+        exponent = builder.shl(builder.bitcast(shifted, integers), self.constant(mantissa, integers))
+        power = builder.add(exponent, self.constant(bias << mantissa, integers))
+        power = builder.bitcast(power, vector)
+        # log 2 in two parts, the first with so few digits that n times it is exact.
+        digits = 2.0**32 if double else 2.0**9
+        high = round(math.log(2) * digits) / digits
+        r = builder.fsub(y, builder.fmul(n, constant(high)))
+        r = builder.fsub(r, builder.fmul(n, constant(math.log(2) - high)))
+        series = constant(1 / math.factorial(terms))
+        for k in range(terms - 1, 0, -1):
+            series = self.multiply_add(series, r, constant(1 / math.factorial(k)))
+        series = builder.fmul(series, r)
+        e = self.multiply_add(power, series, builder.fsub(power, constant(1.0)))
+        result = builder.fdiv(e, builder.fadd(e, constant(2.0)))
+        return builder.bitcast(builder.or_(builder.bitcast(result, integers), sign), vector)
+
     def accumulate(self, count, sums, body):
         """``for i in range(count): sums = body(i, sums)`` with the sums in registers; returns them."""
         builder = self.builder
@@ -125,16 +175,16 @@ class _Emitter:
             phi.add_incoming(later, end)
         return final
 
-    def for_each_count(self, halves, maximum, emit):
-        """Emit ``emit(n)`` for n = 1..maximum and choose among them by the run-time value ``halves``."""
+    def choose(self, value, cases, emit):
+        """Emit ``emit(*case)`` for each case; run the one whose key equals ``value``, or none."""
         builder = self.builder
         after = builder.append_basic_block("chosen")
-        choice = builder.switch(halves, after)
-        for n in range(1, maximum + 1):
-            block = builder.append_basic_block(f"halves{n}")
-            choice.add_case(_INDEX(n), block)
+        choice = builder.switch(value, after)
+        for key, case in cases.items():
+            block = builder.append_basic_block(f"case{key}")
+            choice.add_case(_INDEX(key), block)
             builder.position_at_end(block)
-            emit(n)
+            emit(*case)
             builder.branch(after)
         builder.position_at_end(after)
 
@@ -193,52 +243,135 @@ def convolve_tile(
                 for _, first in vectors:
                     emitter.store(next(sums), step(column_out, first))
 
-        emitter.for_each_count(halves, TILE_HALVES, emit)
+        emitter.choose(halves, {n: (n,) for n in range(1, TILE_HALVES + 1)}, emit)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def gather_rows(halves):
+    """Rows of ``halves`` half vectors that `gather_add` takes at most at once."""
+    return max(1, GATHER_VECTORS // ((halves + 1) // 2))
 
 
 @intrinsic
-def gather_add(typingctx, out, out_at, rows, rows_at, offsets, factors, first, count, halves):
-    """Add a weighted sum of scattered rows to a row.
+def gather_add(
+    typingctx, out, out_at, out_row, source, source_at, source_row,
+    offsets, factors, first, count, n_rows, halves,
+):  # fmt: skip
+    """Add weighted sums of scattered pieces of an array to some rows.
 
-    All flat offsets counted in elements::
+    For r in 0..n_rows - 1, all flat offsets counted in elements::
 
-        out[out_at : out_at + halves * half] += sum over first <= n < first + count of
-            factors[n] * rows[rows_at + offsets[n] : ... + halves * half]
+        out[out_at + r * out_row : ... + halves * half] += sum over first <= n < first + count of
+            factors[n] * source[source_at + r * source_row + offsets[n] : ... + halves * half]
 
-    ``halves`` lies in 1..GATHER_HALVES.
+    ``halves`` lies in 1..GATHER_HALVES and ``n_rows`` in 1..gather_rows(halves).
     """
-    signature = types.void(out, types.intp, rows, types.intp, offsets, factors, *[types.intp] * 3)
+    signature = types.void(
+        out, *[types.intp] * 2, source, *[types.intp] * 2, offsets, factors, *[types.intp] * 4
+    )
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, rows_, rows_at, offsets_, factors_, start, count, halves = arguments
+        out_, out_at, out_row, source_, source_at, source_row, *rest = arguments
+        offsets_, factors_, start, count, n_rows, halves = rest
         emitter = _Emitter(context, builder, out.dtype)
         step = emitter.step
         target = emitter.pointer(out, out_, out_at)
-        source = emitter.pointer(rows, rows_, rows_at)
+        origin = emitter.pointer(source, source_, source_at)
         offset = emitter.pointer(offsets, offsets_, start)
         factor = emitter.pointer(factors, factors_, start)
 
-        def emit(n):
-            vectors = emitter.vectors(n)
+        def emit(rows, n):
+            targets, origins, vectors = [], [], []
+            for r in range(rows):
+                for vector, begin in emitter.vectors(n):
+                    targets.append(step(step(target, builder.mul(out_row, _INDEX(r))), begin))
+                    origins.append(step(step(origin, builder.mul(source_row, _INDEX(r))), begin))
+                    vectors.append(vector)
 
-            def add_row(i, sums):
-                row = step(source, builder.sext(builder.load(step(offset, i)), _INDEX))
+            def add_piece(i, sums):
+                here = builder.sext(builder.load(step(offset, i)), _INDEX)
                 weight = builder.load(step(factor, i))
                 return [
                     emitter.multiply_add(
-                        emitter.spread(weight, vector), emitter.load(step(row, begin), vector), total
+                        emitter.spread(weight, vector), emitter.load(step(begin, here), vector), total
                     )
-                    for (vector, begin), total in zip(vectors, sums, strict=True)
+                    for vector, begin, total in zip(vectors, origins, sums, strict=True)
                 ]
 
-            sums = [emitter.load(step(target, begin), vector) for vector, begin in vectors]
-            for (_, begin), total in zip(vectors, emitter.accumulate(count, sums, add_row), strict=True):
-                emitter.store(total, step(target, begin))
+            sums = [emitter.load(place, vector) for place, vector in zip(targets, vectors, strict=True)]
+            for place, total in zip(targets, emitter.accumulate(count, sums, add_piece), strict=True):
+                emitter.store(total, place)
 
-        emitter.for_each_count(halves, GATHER_HALVES, emit)
+        cases = {
+            rows * (GATHER_HALVES + 1) + n: (rows, n)
+            for n in range(1, GATHER_HALVES + 1)
+            for rows in range(1, gather_rows(n) + 1)
+        }
+        key = builder.add(builder.mul(n_rows, _INDEX(GATHER_HALVES + 1)), halves)
+        emitter.choose(key, cases, emit)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@cache
+def max_window(window_rows, window_cols, tanh):
+    """Make the intrinsic that pools a window of ``window_rows * window_cols`` positions, for all filters."""
+    positions = [(row, col) for row in range(window_rows) for col in range(window_cols)]
+
+    @intrinsic
+    def pool(typingctx, out, out_at, mask, mask_at, lines, lines_at, row_step, col_step, bias, halves):
+        """Take the maximum, add the bias, apply tanh, and set the mask's bits of the maximal positions.
+
+        For f in 0..halves * half - 1, with position p at row r and column c of the window::
+
+            maximum = max over p of lines[lines_at + r * row_step + c * col_step + f]
+            out[out_at + f] = tanh(maximum + bias[f])
+            mask[mask_at + f] = sum over maximal p of 2**p
+        """
+        signature = types.void(
+            out, types.intp, mask, types.intp, lines, types.intp, types.intp, types.intp, bias, types.intp
+        )
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, mask_, mask_at, lines_, lines_at, row_step, col_step, bias_, halves = arguments
+            emitter = _Emitter(context, builder, out.dtype)
+            step = emitter.step
+            [(vector, _)] = emitter.vectors(1)
+            bits = ir.VectorType(ir.IntType(16), vector.count)
+            maxima = emitter.pointer(out, out_, out_at)
+            masks = emitter.pointer(mask, mask_, mask_at)
+            biases = emitter.pointer(bias, bias_, _INDEX(0))
+            first = emitter.pointer(lines, lines_, lines_at)
+            places = [
+                step(step(first, builder.mul(row_step, _INDEX(row))), builder.mul(col_step, _INDEX(col)))
+                for row, col in positions
+            ]
+
+            def pool_half(i, _sums):
+                at = builder.mul(i, _INDEX(emitter.half))
+                values = [emitter.load(step(place, at), vector) for place in places]
+                maximum = values[0]
+                for value in values[1:]:
+                    # A NaN wins, as in NumPy.
+                    larger = builder.fcmp_ordered(">", value, maximum)
+                    nan = builder.fcmp_unordered("uno", value, value)
+                    maximum = builder.select(builder.or_(larger, nan), value, maximum)
+                chosen = ir.Constant(bits, None)
+                for position, value in enumerate(values):
+                    equal = builder.zext(builder.fcmp_ordered("==", value, maximum), bits)
+                    chosen = builder.or_(chosen, builder.shl(equal, emitter.constant(position, bits)))
+                typed = builder.bitcast(step(masks, at), bits.as_pointer())
+                builder.store(chosen, typed, align=2)
+                result = builder.fadd(maximum, emitter.load(step(biases, at), vector))
+                emitter.store(emitter.tanh(result) if tanh else result, step(maxima, at))
+                return []
+
+            emitter.accumulate(halves, [], pool_half)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return pool

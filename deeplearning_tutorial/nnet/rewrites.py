@@ -1,0 +1,131 @@
+"""Rewrites of PyTensor graphs for the Numba back end.
+
+``conv_pool_fusion`` recognises max-pooling of a convolution, with its gradients, and puts the Ops of
+`deeplearning_tutorial.nnet.conv_pool` in their place. It is switched off like any of PyTensor's rewrites::
+
+    pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
+    PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion python ...
+"""
+
+from pytensor.compile.mode import optdb
+from pytensor.graph.rewriting.basic import GraphRewriter
+from pytensor.scalar.basic import Add, Tanh
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+
+from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
+from deeplearning_tutorial.nnet.conv_pool import (
+    MASK_BITS,
+    ConvMaxPool,
+    ConvMaxPoolGradFilters,
+    ConvMaxPoolGradInput,
+    plain_conv2d,
+)
+from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
+
+
+class ConvPoolFusion(GraphRewriter):
+    """Replace ``tanh(pool_2d(conv2d(x, W)) + b)``, or the part of it that is there, and its gradients.
+
+    A convolution whose output is used in any other way stays as it is.
+    """
+
+    def apply(self, fgraph):
+        for node in fgraph.toposort():
+            if _is_fusable_pool(node):
+                _fuse(fgraph, node)
+
+
+def _is_fusable_pool(node):
+    op = node.op
+    return (
+        isinstance(op, Pool)
+        and op.mode == "max"
+        and op.ignore_border
+        and op.ws is not None
+        and op.stride == op.ws
+        and op.pad == (0, 0)
+        and op.ws[0] * op.ws[1] <= MASK_BITS
+        and _applies(node.inputs[0], Conv2d)
+        and node.inputs[0].owner.op == plain_conv2d(Conv2d, node.inputs[0].owner.op.filter_flip)
+    )
+
+
+def _fuse(fgraph, pool_node):
+    [maps] = pool_node.inputs
+    [pooled] = pool_node.outputs
+    conv_node = maps.owner
+    flip, ws = conv_node.op.filter_flip, pool_node.op.ws
+    pool_gradients = [node for node in _clients(fgraph, maps) if node is not pool_node]
+    conv_gradients = [node for gradient in pool_gradients for node in _clients(fgraph, gradient.out)]
+    expected = MaxPoolGrad(True, ws, ws, (0, 0))
+    if any(node.op != expected or node.inputs[:2] != [maps, pooled] for node in pool_gradients):
+        return
+    fused_gradients = {
+        plain_conv2d(Conv2dGradFilters, flip): ConvMaxPoolGradFilters(flip, ws),
+        plain_conv2d(Conv2dGradInput, flip): ConvMaxPoolGradInput(flip, ws),
+    }
+    for node in conv_gradients:
+        if node.op not in fused_gradients or node.inputs[:2] != conv_node.inputs:
+            return
+        if not _applies(node.inputs[2], MaxPoolGrad):
+            return
+
+    output, bias, tanh = _find_bias_and_tanh(fgraph, pooled, pool_gradients)
+    fused, mask = ConvMaxPool(flip, ws, bias is not None, tanh)(
+        *conv_node.inputs, *([] if bias is None else [bias])
+    )
+    replacements = [(output, fused)]
+    for node in conv_gradients:
+        output_gradient = node.inputs[2].owner.inputs[2]
+        gradient = fused_gradients[node.op](*conv_node.inputs, mask, output_gradient)
+        replacements.append((node.out, gradient))
+    fgraph.replace_all_validate(replacements, reason="conv_pool_fusion")
+
+
+def _find_bias_and_tanh(fgraph, pooled, pool_gradients):
+    """Return the last variable that can join, the bias vector or None, and whether tanh joins.
+
+    A bias or tanh joins if nobody else sees what goes in; the gradient of the pooling needs only the mask.
+    """
+    output, bias = pooled, None
+    node = _only_client(fgraph, pooled, pool_gradients)
+    if node is not None and _is_elemwise(node, Add):
+        bias = _bias_added(node, pooled)
+        if bias is not None:
+            output = node.out
+            node = _only_client(fgraph, output, [])
+    tanh = node is not None and _is_elemwise(node, Tanh)
+    return (node.out if tanh else output), bias, tanh
+
+
+def _bias_added(node, pooled):
+    """Return the vector of one bias per filter that ``node`` adds to ``pooled``, or None."""
+    others = [variable for variable in node.inputs if variable is not pooled]
+    if len(node.inputs) != 2 or len(others) != 1 or not _applies(others[0], DimShuffle):
+        return None
+    [spread] = others
+    if spread.owner.op.new_order != ("x", 0, "x", "x") or spread.type.broadcastable[1]:
+        return None
+    return spread.owner.inputs[0] if spread.dtype == pooled.dtype else None
+
+
+def _only_client(fgraph, variable, ignored):
+    clients = [node for node in _clients(fgraph, variable) if node not in ignored]
+    return clients[0] if len(clients) == 1 else None
+
+
+def _clients(fgraph, variable):
+    return list(dict.fromkeys(node for node, _index in fgraph.clients[variable]))
+
+
+def _applies(variable, op_class):
+    return variable.owner is not None and isinstance(variable.owner.op, op_class)
+
+
+def _is_elemwise(node, scalar_op_class):
+    return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, scalar_op_class)
+
+
+# Before the simplifications, which begin at 1: they would move the tanh past a reshape that follows it, and
+# leave one tanh for the output and another for the gradient.
+optdb.register("conv_pool_fusion", ConvPoolFusion(), "numba", position=0.7)
