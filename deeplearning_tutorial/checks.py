@@ -21,11 +21,15 @@ def check_positive_ints(name, value, length, example):
 
 
 def check_rate(name, value, example, minimum_excluded=True):
-    """Raise ValueError unless ``value`` is a finite number above zero (or at least zero)."""
+    """Return ``value`` as a float; raise ValueError unless it is finite and above zero (or at least zero).
+
+    A float takes the precision of what it is multiplied with; a NumPy scalar would impose its own.
+    """
     finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not finite or value < 0 or (minimum_excluded and value == 0):
         kind = "positive" if minimum_excluded else "non-negative"
         raise ValueError(f"{name}={value!r} is not a {kind} finite number; use e.g. {name}={example}")
+    return float(value)
 
 
 def count_minibatches(batch_size, **splits):

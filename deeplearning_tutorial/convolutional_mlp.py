@@ -126,7 +126,7 @@ def evaluate_lenet5(
     ValueError
         If an argument is out of range, or ``batch_size`` larger than a split.
     """
-    check_rate("learning_rate", learning_rate, 0.1)
+    learning_rate = check_rate("learning_rate", learning_rate, 0.1)
     check_positive_int("n_epochs", n_epochs, 200)
     check_positive_ints("nkerns", nkerns, 2, (20, 50))
     check_positive_int("batch_size", batch_size, 500)

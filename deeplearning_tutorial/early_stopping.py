@@ -57,7 +57,7 @@ class TrainingResult:
     epochs : int
         Epochs begun.
     seconds : float
-        Duration of the training loop, without compilation.
+        Duration of the training loop. Numba compiles within it, in the first call of each function.
     history : list of Validation
         Every validation, in order.
     best_parameters : dict of str to numpy.ndarray

@@ -146,7 +146,7 @@ def sgd_optimization_mnist(
     ValueError
         If an argument is out of range, or ``batch_size`` larger than a split.
     """
-    check_rate("learning_rate", learning_rate, 0.13)
+    learning_rate = check_rate("learning_rate", learning_rate, 0.13)
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 600)
     if save is not None:

@@ -101,9 +101,16 @@ class MLP:
         Those of ``logRegressionLayer``.
     params : list of shared variables
         ``[W, b]`` of the hidden layer, then of the upper one.
+
+    Raises
+    ------
+    ValueError
+        If ``n_in``, ``n_hidden`` or ``n_out`` is not a positive integer.
     """
 
     def __init__(self, rng, input, n_in, n_hidden, n_out):
+        # The layers call it n_out and n_in.
+        check_positive_int("n_hidden", n_hidden, 500)
         self.hiddenLayer = HiddenLayer(rng=rng, input=input, n_in=n_in, n_out=n_hidden, activation=pt.tanh)
         self.logRegressionLayer = LogisticRegression(
             input=self.hiddenLayer.output, n_in=n_hidden, n_out=n_out
@@ -160,9 +167,9 @@ def test_mlp(
     ValueError
         If an argument is out of range, or ``batch_size`` larger than a split.
     """
-    check_rate("learning_rate", learning_rate, 0.01)
-    check_rate("L1_reg", L1_reg, 0.0, minimum_excluded=False)
-    check_rate("L2_reg", L2_reg, 0.0001, minimum_excluded=False)
+    learning_rate = check_rate("learning_rate", learning_rate, 0.01)
+    L1_reg = check_rate("L1_reg", L1_reg, 0.0, minimum_excluded=False)
+    L2_reg = check_rate("L2_reg", L2_reg, 0.0001, minimum_excluded=False)
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 20)
     check_positive_int("n_hidden", n_hidden, 500)

@@ -1,11 +1,16 @@
 """Model parameters in ``.npz`` files: named arrays, no pickle."""
 
 import os
-import tempfile
+import secrets
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
+
+# What NumPy and zipfile raise on a file that is no .npz, is damaged, or holds pickles.
+_UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 def named_parameters(**layers):
@@ -50,15 +55,16 @@ def save_parameters(path, parameters):
         name: getattr(param, "get_value", lambda param=param: param)() for name, param in parameters.items()
     }
     # In the same folder, for only a rename within one file system is atomic.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Not by tempfile, whose files none but their owner may read.
+        with open(temporary, "xb") as file:
             np.savez(file, **values)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -117,9 +123,13 @@ def check_save_path(path):
 
 def _read(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        # Unlike numpy.load it takes nothing but an archive; it admits no pickles either.
+        with NpzFile(path) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except _UNREADABLE as error:
+        # Only where the file could not be opened does an OSError carry its name.
+        if getattr(error, "filename", None) is not None:
+            raise
         raise ValueError(
             f"{path} is not a saved model ({error}); use a .npz file that a script saved"
         ) from error

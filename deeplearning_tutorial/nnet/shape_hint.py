@@ -29,6 +29,9 @@ class ShapeHint(Op):
     def pullback(self, inputs, outputs, cotangents):
         return [cotangents[0]]
 
+    def pushforward(self, inputs, outputs, tangents):
+        return [tangents[0]]
+
     def perform(self, node, inputs, outputs):
         [x] = inputs
         if any(hint not in (None, n) for n, hint in zip(x.shape, self.shape, strict=True)):

@@ -1,284 +1,469 @@
-"""Numba kernels of convolution and its gradients for border_mode 'valid' and stride 1.
+"""Numba kernels of convolution and its gradients.
 
-An image is copied channels-last first, so that for each row of a filter the pixels under it, of all channels,
-lie side by side: ``filter cols * channels`` elements, here called a *run*. The forward pass keeps a tile of
-output positions and filters in registers. The gradients walk only the positions whose output gradient is not
-zero; after max-pooling that is about one in as many as a pooling window has elements.
+An image is copied channels-last, with its padding, so that the pixels under a row of a filter, of all
+channels, lie side by side. An element of a filter is here called a *tap*; its offset is where its pixel lies,
+counted from the pixel under the filter's first tap. Taps with neighbouring pixels form a *run*: a row of a
+filter, or a single position where the filter is dilated. The forward pass keeps a tile of output positions
+and filters in registers. The gradients walk only the positions whose output gradient is not zero; after
+max-pooling that is about one in as many as a pooling window has elements.
 
 Work is divided into blocks of images that do not depend on the number of threads, and partial sums are added
 in the order of the blocks, so any number of threads gives bitwise the same result.
 """
 
-from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from numba import prange
-from pytensor.link.numba.dispatch.basic import generate_fallback_impl
+from numba import types
 
-from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
-from deeplearning_tutorial.nnet.conv_pool import plain_conv2d
+from deeplearning_tutorial.nnet.conv import (
+    Conv2d,
+    Conv2dGradFilters,
+    Conv2dGradInput,
+    conv_output_length,
+    dilated_length,
+)
 from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
+    REGISTER_BYTES,
     TILE_COLUMNS,
     TILE_HALVES,
     convolve_tile,
     gather_add,
-    half_vector,
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 3
+CACHE_VERSION = 6
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
 
+# Padding that is known once the filter's length is.
+HALF, FULL = -1, -2
+
 in_halves = kernel_njit(simd.in_halves)
 gather_rows = kernel_njit(simd.gather_rows)
+output_length = kernel_njit(conv_output_length)
+span_of = kernel_njit(dilated_length)
+
+
+class Layout(NamedTuple):
+    """Sizes that the kernels share: those of one group's image, padded, and of its filters."""
+
+    groups: int
+    channels: int
+    filters: int
+    rows: int
+    cols: int
+    top: int
+    left: int
+    out_rows: int
+    out_cols: int
+    stride_rows: int
+    stride_cols: int
+    run: int
+    """Taps in a run."""
+    half: int
+    """Elements in half a vector register."""
+
+
+LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
 
 
 @kernel_njit
-def check_shapes(input, filters):
-    """Raise ValueError where the data do not fit; static types tell the same while the graph is built."""
-    if input.shape[1] != filters.shape[1]:
-        raise ValueError("input and filters have different numbers of channels", input.shape, filters.shape)
-    if input.shape[2] < filters.shape[2] or input.shape[3] < filters.shape[3]:
-        raise ValueError("filters are larger than input: no output is left", input.shape, filters.shape)
+def padding(pad, span):
+    """Resolve `HALF` and `FULL`."""
+    if pad == HALF:
+        return span // 2
+    return span - 1 if pad == FULL else pad
 
 
 @kernel_njit
-def block_of(block, blocks, batch):
-    """First image of a block and of the next."""
-    return block * batch // blocks, (block + 1) * batch // blocks
+def layout_of(input, filters, pads, subsample, dilation, num_groups):
+    """Return the layout; raise ValueError where the data do not fit."""
+    if input.shape[1] != filters.shape[1] * num_groups:
+        raise ValueError("input and filters do not have matching channels", input.shape, filters.shape)
+    if filters.shape[0] % num_groups:
+        raise ValueError("num_groups does not divide the number of filters", num_groups, filters.shape)
+    if filters.shape[2] < 1 or filters.shape[3] < 1:
+        raise ValueError("filters have no rows or no columns", filters.shape)
+    rows_span, cols_span = span_of(filters.shape[2], dilation[0]), span_of(filters.shape[3], dilation[1])
+    top, bottom = padding(pads[0][0], rows_span), padding(pads[0][1], rows_span)
+    left, right = padding(pads[1][0], cols_span), padding(pads[1][1], cols_span)
+    rows, cols = input.shape[2] + top + bottom, input.shape[3] + left + right
+    if rows < rows_span or cols < cols_span:
+        raise ValueError("filters are larger than the input: no output is left", input.shape, filters.shape)
+    channels = filters.shape[1]
+    return Layout(
+        num_groups,
+        channels,
+        filters.shape[0] // num_groups,
+        rows,
+        cols,
+        top,
+        left,
+        (rows - rows_span) // subsample[0] + 1,
+        (cols - cols_span) // subsample[1] + 1,
+        subsample[0],
+        subsample[1],
+        channels * filters.shape[3] if dilation[1] == 1 else channels,
+        REGISTER_BYTES // input.itemsize // 2,
+    )
 
 
 @kernel_njit
-def channels_last(image, out):
-    """Copy (channels, rows, cols) to flat (rows, cols, channels)."""
-    channels, rows, cols = image.shape
-    for channel in range(channels):
-        for row in range(rows):
-            for col in range(cols):
-                out[(row * cols + col) * channels + channel] = image[channel, row, col]
+def tap_offsets(layout, filters, dilation):
+    """Offsets of a filter's taps, in the order (rows, cols, channels)."""
+    channels = layout.channels
+    filter_rows, filter_cols = filters.shape[2:]
+    offsets = np.empty(filter_rows * filter_cols * channels, np.int32)
+    for row in range(filter_rows):
+        for col in range(filter_cols):
+            pixel = (row * dilation[0] * layout.cols + col * dilation[1]) * channels
+            for channel in range(channels):
+                offsets[(row * filter_cols + col) * channels + channel] = pixel + channel
+    return offsets
 
 
 @kernel_njit
-def channels_first(flat, image):
-    """Copy flat (rows, cols, channels) to (channels, rows, cols)."""
-    channels, rows, cols = image.shape
-    for channel in range(channels):
-        for row in range(rows):
-            for col in range(cols):
-                image[channel, row, col] = flat[(row * cols + col) * channels + channel]
-
-
-@kernel_njit
-def runs_of(filters, flip, width, length):
-    """Copy filters to (filter rows, length of a run, width), where neighbouring filters fill a vector.
-
-    ``width`` and ``length`` are at least the numbers of filters and of a run's elements; the rest is zero.
-    """
-    n_filters, channels, rows, cols = filters.shape
-    runs = np.zeros((rows, length, width), filters.dtype)
-    for k in range(n_filters):
+def tap_weights(layout, filters, flip):
+    """Copy filters to (groups, taps, filters), the last axis padded with zeros to whole half vectors."""
+    _, channels, rows, cols = filters.shape
+    width = in_halves(layout.filters, layout.half) * layout.half
+    weights = np.zeros((layout.groups, rows * cols * channels, width), filters.dtype)
+    for k in range(len(filters)):
         for channel in range(channels):
             for row in range(rows):
                 for col in range(cols):
                     from_row = rows - 1 - row if flip else row
                     from_col = cols - 1 - col if flip else col
-                    runs[row, col * channels + channel, k] = filters[k, channel, from_row, from_col]
+                    tap = (row * cols + col) * channels + channel
+                    weights[k // layout.filters, tap, k % layout.filters] = filters[
+                        k, channel, from_row, from_col
+                    ]
+    return weights
+
+
+@kernel_njit
+def runs_of_weights(layout, filters, flip):
+    """Copy filters to (groups, runs, filters, taps of a run), padded to whole half vectors."""
+    weights = tap_weights(layout, filters, flip)
+    n_runs = weights.shape[1] // layout.run if layout.run else 0
+    length = in_halves(layout.run, layout.half) * layout.half
+    runs = np.zeros((layout.groups, n_runs, layout.filters, length), filters.dtype)
+    for group in range(layout.groups):
+        for run in range(n_runs):
+            for k in range(layout.filters):
+                for tap in range(layout.run):
+                    runs[group, run, k, tap] = weights[group, run * layout.run + tap, k]
     return runs
 
 
 @kernel_njit
-def correlate_row(line, image, row, cols, channels, runs, half):
-    """Compute one row of output positions for all filters.
+def empty_image(layout, extra, like):
+    """Zeros for a padded image, channels-last and flat, and ``extra`` elements for vectors to run over."""
+    return np.zeros(layout.rows * layout.cols * layout.channels + extra, like.dtype)
 
-    ``line`` receives (positions, filters), both padded: positions to a multiple of TILE_COLUMNS. The last
-    tile reads some pixels too many; what comes of them is not used.
+
+@kernel_njit
+def load_image(layout, maps, image):
+    """Copy (channels, rows, cols) into the flat image, inside its padding."""
+    channels, rows, cols = maps.shape
+    for channel in range(channels):
+        for row in range(rows):
+            first = ((row + layout.top) * layout.cols + layout.left) * channels + channel
+            for col in range(cols):
+                image[first + col * channels] = maps[channel, row, col]
+
+
+@kernel_njit
+def store_image(layout, image, maps):
+    """Copy what is inside the padding back to (channels, rows, cols)."""
+    channels, rows, cols = maps.shape
+    for channel in range(channels):
+        for row in range(rows):
+            first = ((row + layout.top) * layout.cols + layout.left) * channels + channel
+            for col in range(cols):
+                maps[channel, row, col] = image[first + col * channels]
+
+
+@kernel_njit
+def correlate_row(layout, image, row, weights, offsets, line):
+    """Compute one row of output positions for all filters of a group.
+
+    ``line`` receives (positions, filters), the positions padded to a multiple of TILE_COLUMNS. The last tile
+    reads some pixels too many; what comes of them is not used.
     """
-    n_rows, length, width = runs.shape
-    halves = width // half
+    width = weights.shape[1]
+    halves = width // layout.half
     filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
+    column = layout.stride_cols * layout.channels
+    first = row * layout.stride_rows * layout.cols * layout.channels
     for filter_block in range(filter_blocks):
         begin, end = block_of(filter_block, filter_blocks, halves)
         for col in range(0, len(line), TILE_COLUMNS):
             convolve_tile(
-                line, col * width + begin * half, width,
-                image, (row * cols + col) * channels, channels, cols * channels,
-                runs, begin * half, width,
-                n_rows, length, end - begin,
+                line, col * width + begin * layout.half, width,
+                image, first + col * column, column,
+                weights, begin * layout.half, width,
+                offsets, end - begin,
             )  # fmt: skip
 
 
 @kernel_njit
-def add_pixels(partial, block, k, image, image_row, offsets, factors, count, half):
-    """Add to filter ``k``'s gradient the runs of pixels at ``offsets``, times ``factors``."""
-    _, n_filters, n_rows, length = partial.shape
-    halves = length // half
+def padded_positions(positions):
+    """``positions`` rounded up to a multiple of TILE_COLUMNS."""
+    return (positions + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+
+
+@kernel_njit
+def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, count):
+    """Add the runs of pixels at ``offsets``, times ``factors``, to filter ``k``.
+
+    ``gradient`` is (filters, runs, taps of a run).
+    """
+    _, n_runs, length = gradient.shape
+    halves = length // layout.half
     for begin in range(0, halves, GATHER_HALVES):
         taken = min(GATHER_HALVES, halves - begin)
         at_once = gather_rows(taken)
-        for row in range(0, n_rows, at_once):
+        for run in range(0, n_runs, at_once):
             gather_add(
-                partial, ((block * n_filters + k) * n_rows + row) * length + begin * half, length,
-                image, row * image_row + begin * half, image_row,
-                offsets, factors, 0, count, min(at_once, n_rows - row), taken,
+                gradient, (k * n_runs + run) * length + begin * layout.half, length,
+                image, begin * layout.half, run_offsets, run, min(at_once, n_runs - run),
+                offsets, factors, 0, count, taken,
             )  # fmt: skip
 
 
 @kernel_njit
-def sum_of_blocks(partial, filters, flip):
-    """Add the blocks in their order; bring the sum from runs back to the filters' shape."""
-    n_filters, channels, rows, cols = filters.shape
+def sum_of_blocks(layout, partial, filters, flip):
+    """Add the blocks in their order; bring the sum to the filters' shape.
+
+    ``partial`` is (blocks, groups, filters, runs, taps of a run).
+    """
+    _, channels, rows, cols = filters.shape
     total = partial[0]
     for block in range(1, len(partial)):
         total += partial[block]
     gradient = np.empty(filters.shape, filters.dtype)
-    for k in range(n_filters):
+    for k in range(len(filters)):
         for channel in range(channels):
             for row in range(rows):
                 for col in range(cols):
+                    tap = (row * cols + col) * channels + channel
                     to_row = rows - 1 - row if flip else row
                     to_col = cols - 1 - col if flip else col
-                    gradient[k, channel, to_row, to_col] = total[k, row, col * channels + channel]
+                    gradient[k, channel, to_row, to_col] = total[
+                        k // layout.filters, k % layout.filters, tap // layout.run, tap % layout.run
+                    ]
     return gradient
 
 
 @kernel_njit
-def add_filters(image, cols, channels, runs, offsets, factors, counts, half):
+def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
     """Add to the pixels under each output position the filters' runs there, times ``factors``.
 
-    ``runs`` is (filter rows, filters, length); ``offsets`` and ``factors`` list for each (row, col) of the
+    ``runs`` is (runs, filters, taps of a run); ``offsets`` and ``factors`` list for each (row, col) of the
     output the filters that have a gradient there, ``counts`` how many they are.
     """
-    n_rows, n_filters, length = runs.shape
+    n_runs, n_filters, length = runs.shape
     out_rows, out_cols, room = offsets.shape
-    halves = length // half
-    # The filter's row outermost: its runs, of all filters, stay in the first-level cache.
-    for filter_row in range(n_rows):
+    halves = length // layout.half
+    here = np.zeros(1, np.int32)
+    # The run outermost: its taps, of all filters, stay in the first-level cache.
+    for run in range(n_runs):
         for row in range(out_rows):
             for col in range(out_cols):
+                pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
                 for begin in range(0, halves, GATHER_HALVES):
                     gather_add(
-                        image, ((row + filter_row) * cols + col) * channels + begin * half, 0,
-                        runs, filter_row * n_filters * length + begin * half, 0,
+                        image, pixel + run_offsets[run] + begin * layout.half, 0,
+                        runs, run * n_filters * length + begin * layout.half, here, 0, 1,
                         offsets, factors, (row * out_cols + col) * room, counts[row, col],
-                        1, min(GATHER_HALVES, halves - begin),
+                        min(GATHER_HALVES, halves - begin),
                     )  # fmt: skip
 
 
-@cache
-def correlate_kernel(half, flip):
+@parallel(
+    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], real[:, :, :, ::1]),
+    CACHE_VERSION,
+)
+def correlate_block(block, blocks, layout, input, weights, offsets, out):
+    """Convolve a block of images."""
+    channels, n_filters = layout.channels, layout.filters
+    image = empty_image(layout, TILE_COLUMNS * layout.stride_cols * channels, input)
+    line = np.empty((padded_positions(layout.out_cols), weights.shape[2]), input.dtype)
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            load_image(layout, input[b, group * channels : (group + 1) * channels], image)
+            for row in range(layout.out_rows):
+                correlate_row(layout, image, row, weights[group], offsets, line)
+                for k in range(n_filters):
+                    for col in range(layout.out_cols):
+                        out[b, group * n_filters + k, row, col] = line[col, k]
+
+
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+    """Sum the filters' gradient over a block of images into ``partial[block]``."""
+    channels, n_filters = layout.channels, layout.filters
+    image = empty_image(layout, partial.shape[4], input)
+    run_offsets = offsets[:: max(1, layout.run)].copy()
+    pixels = np.empty(layout.out_rows * layout.out_cols + 1, np.int32)
+    factors = np.empty(len(pixels), input.dtype)
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            load_image(layout, input[b, group * channels : (group + 1) * channels], image)
+            for k in range(n_filters):
+                count = 0
+                for row in range(layout.out_rows):
+                    first = row * layout.stride_rows * layout.cols * channels
+                    for col in range(layout.out_cols):
+                        factor = output_gradient[b, group * n_filters + k, row, col]
+                        # Each position is written down, and kept by counting it: no branch to mispredict.
+                        pixels[count] = first + col * layout.stride_cols * channels
+                        factors[count] = factor
+                        count += factor != 0
+                add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, count)
+
+
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1]
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, gradient):
+    """Compute the gradient of a block of images."""
+    channels, n_filters = layout.channels, layout.filters
+    length = runs.shape[3]
+    image = empty_image(layout, length, runs)
+    run_offsets = offsets[:: max(1, layout.run)].copy()
+    chosen = np.empty((layout.out_rows, layout.out_cols, n_filters + 1), np.int32)
+    factors = np.empty(chosen.shape, runs.dtype)
+    counts = np.empty((layout.out_rows, layout.out_cols), np.int32)
+    begin, end = block_of(block, blocks, len(gradient))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            image[:] = 0
+            counts[:] = 0
+            for k in range(n_filters):
+                for row in range(layout.out_rows):
+                    for col in range(layout.out_cols):
+                        factor = output_gradient[b, group * n_filters + k, row, col]
+                        count = counts[row, col]
+                        chosen[row, col, count] = k * length
+                        factors[row, col, count] = factor
+                        counts[row, col] = count + (factor != 0)
+            add_filters(layout, image, runs[group], run_offsets, chosen, factors, counts)
+            store_image(layout, image, gradient[b, group * channels : (group + 1) * channels])
+
+
+@kernel_njit
+def check_gradient(layout, input, filters, output_gradient):
+    """Raise ValueError unless the gradient has the output's shape."""
+    if output_gradient.shape != (len(input), len(filters), layout.out_rows, layout.out_cols):
+        raise ValueError("output_gradient does not have the output's shape", output_gradient.shape)
+
+
+@kernel_njit
+def correlate(layout, input, filters, dilation, flip):
+    """Compute `Conv2d`."""
+    out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
+    blocks = min(len(input), 4 * BLOCKS)
+    weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
+    correlate_block(blocks, layout, np.ascontiguousarray(input), weights, offsets, out)
+    return out
+
+
+@kernel_njit
+def empty_partial(layout, filters):
+    """Zeros for the sums of all blocks: (blocks, groups, filters, runs, taps of a run)."""
+    n_taps = filters.shape[1] * filters.shape[2] * filters.shape[3]
+    n_runs = n_taps // layout.run if layout.run else 0
+    length = in_halves(layout.run, layout.half) * layout.half
+    return np.zeros((BLOCKS, layout.groups, layout.filters, n_runs, length), filters.dtype)
+
+
+@kernel_njit
+def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
+    """Compute `Conv2dGradFilters`."""
+    check_gradient(layout, input, filters, output_gradient)
+    partial = empty_partial(layout, filters)
+    offsets = tap_offsets(layout, filters, dilation)
+    arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
+    filters_gradient_block(BLOCKS, layout, *arrays)
+    return sum_of_blocks(layout, partial, filters, flip)
+
+
+@kernel_njit
+def input_gradient(layout, input, filters, output_gradient, dilation, flip):
+    """Compute `Conv2dGradInput`."""
+    check_gradient(layout, input, filters, output_gradient)
+    gradient = np.empty(input.shape, filters.dtype)
+    runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
+    blocks = min(len(input), 4 * BLOCKS)
+    output_gradient = np.ascontiguousarray(output_gradient)
+    input_gradient_block(blocks, layout, runs, output_gradient, offsets, gradient)
+    return gradient
+
+
+def layout_function(op):
+    """Make ``layout(input, filters)`` for an Op's parameters."""
+    symbolic = {"half": ((HALF, HALF), (HALF, HALF)), "full": ((FULL, FULL), (FULL, FULL))}
+    pads = symbolic[op.border_mode] if isinstance(op.border_mode, str) else op.border_mode
+    subsample, dilation, num_groups = op.subsample, op.filter_dilation, op.num_groups
+
+    @kernel_njit
+    def layout(input, filters):
+        return layout_of(input, filters, pads, subsample, dilation, num_groups)
+
+    return layout
+
+
+@register_kernel(Conv2d)
+def make_conv2d(op, node, **kwargs):
     """Compile `Conv2d`."""
+    correlate_block.load(node.outputs[0].dtype)
+    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
-    @kernel_njit(parallel=True)
+    @kernel_njit
     def conv2d(input, filters):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        out_rows = rows - filter_rows + 1
-        out_cols = cols - filter_cols + 1
-        padded_cols = (out_cols + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-        runs = runs_of(filters, flip, in_halves(n_filters, half) * half, filter_cols * channels)
-        out = np.empty((batch, n_filters, out_rows, out_cols), input.dtype)
-        blocks = min(batch, 4 * BLOCKS)
-        for block in prange(blocks):
-            image = np.zeros((rows * cols + TILE_COLUMNS) * channels, input.dtype)
-            line = np.empty((padded_cols, runs.shape[2]), input.dtype)
-            begin, end = block_of(block, blocks, batch)
-            for b in range(begin, end):
-                channels_last(input[b], image)
-                for row in range(out_rows):
-                    correlate_row(line, image, row, cols, channels, runs, half)
-                    for k in range(n_filters):
-                        for col in range(out_cols):
-                            out[b, k, row, col] = line[col, k]
-        return out
+        return correlate(layout(input, filters), input, filters, dilation, flip)
 
-    return conv2d
+    return conv2d, CACHE_VERSION
 
 
-@cache
-def filters_gradient_kernel(half, flip):
+@register_kernel(Conv2dGradFilters)
+def make_conv2d_grad_filters(op, node, **kwargs):
     """Compile `Conv2dGradFilters`."""
+    filters_gradient_block.load(node.outputs[0].dtype)
+    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
-    @kernel_njit(parallel=True)
+    @kernel_njit
     def conv2d_grad_filters(input, filters, output_gradient):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        out_rows, out_cols = output_gradient.shape[2:]
-        length = in_halves(filter_cols * channels, half) * half
-        partial = np.zeros((BLOCKS, n_filters, filter_rows, length), input.dtype)
-        for block in prange(BLOCKS):
-            image = np.zeros(rows * cols * channels + length, input.dtype)
-            offsets = np.empty(out_rows * out_cols + 1, np.int32)
-            factors = np.empty(out_rows * out_cols + 1, input.dtype)
-            begin, end = block_of(block, BLOCKS, batch)
-            for b in range(begin, end):
-                channels_last(input[b], image)
-                for k in range(n_filters):
-                    count = 0
-                    for row in range(out_rows):
-                        for col in range(out_cols):
-                            factor = output_gradient[b, k, row, col]
-                            offsets[count] = (row * cols + col) * channels
-                            factors[count] = factor
-                            count += factor != 0
-                    add_pixels(partial, block, k, image, cols * channels, offsets, factors, count, half)
-        return sum_of_blocks(partial, filters, flip)
+        return filters_gradient(layout(input, filters), input, filters, output_gradient, dilation, flip)
 
-    return conv2d_grad_filters
+    return conv2d_grad_filters, CACHE_VERSION
 
 
-@cache
-def input_gradient_kernel(half, flip):
+@register_kernel(Conv2dGradInput)
+def make_conv2d_grad_input(op, node, **kwargs):
     """Compile `Conv2dGradInput`."""
+    input_gradient_block.load(node.outputs[0].dtype)
+    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
-    @kernel_njit(parallel=True)
+    @kernel_njit
     def conv2d_grad_input(input, filters, output_gradient):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        out_rows, out_cols = output_gradient.shape[2:]
-        length = in_halves(filter_cols * channels, half) * half
-        runs = runs_of(filters, flip, n_filters, length).transpose(0, 2, 1).copy()
-        gradient = np.empty(input.shape, filters.dtype)
-        blocks = min(batch, 4 * BLOCKS)
-        for block in prange(blocks):
-            image = np.empty(rows * cols * channels + length, filters.dtype)
-            offsets = np.empty((out_rows, out_cols, n_filters + 1), np.int32)
-            factors = np.empty((out_rows, out_cols, n_filters + 1), filters.dtype)
-            counts = np.empty((out_rows, out_cols), np.int32)
-            begin, end = block_of(block, blocks, batch)
-            for b in range(begin, end):
-                image[:] = 0
-                counts[:] = 0
-                for k in range(n_filters):
-                    for row in range(out_rows):
-                        for col in range(out_cols):
-                            factor = output_gradient[b, k, row, col]
-                            count = counts[row, col]
-                            offsets[row, col, count] = k * length
-                            factors[row, col, count] = factor
-                            counts[row, col] = count + (factor != 0)
-                add_filters(image, cols, channels, runs, offsets, factors, counts, half)
-                channels_first(image, gradient[b])
-        return gradient
+        return input_gradient(layout(input, filters), input, filters, output_gradient, dilation, flip)
 
-    return conv2d_grad_input
-
-
-def _register(op_class, kernel):
-    @register_kernel(op_class)
-    def numba_funcify(op, node, **kwargs):
-        if op != plain_conv2d(op_class, op.filter_flip):
-            return generate_fallback_impl(op, node=node, **kwargs)
-        return kernel(half_vector(np.dtype(node.inputs[0].dtype)), op.filter_flip), CACHE_VERSION
-
-
-_register(Conv2d, correlate_kernel)
-_register(Conv2dGradFilters, filters_gradient_kernel)
-_register(Conv2dGradInput, input_gradient_kernel)
+    return conv2d_grad_input, CACHE_VERSION

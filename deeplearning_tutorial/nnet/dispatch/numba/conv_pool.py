@@ -7,179 +7,236 @@ under one row of pooling windows exist at a time.
 from functools import cache
 
 import numpy as np
-from numba import prange
+from numba import types
 
+from deeplearning_tutorial.nnet.conv import Conv2d
 from deeplearning_tutorial.nnet.conv_pool import (
     ConvMaxPool,
     ConvMaxPoolGradFilters,
     ConvMaxPoolGradInput,
+    plain_conv2d,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.conv import (
     BLOCKS,
+    LAYOUT,
     add_filters,
     add_pixels,
-    block_of,
-    channels_first,
-    channels_last,
-    check_shapes,
     correlate_row,
+    empty_image,
+    empty_partial,
     in_halves,
-    runs_of,
+    layout_function,
+    load_image,
+    padded_positions,
+    runs_of_weights,
+    store_image,
     sum_of_blocks,
+    tap_offsets,
+    tap_weights,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, half_vector, max_window
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, max_window
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 2
+CACHE_VERSION = 5
 
 
 @cache
-def forward_kernel(half, flip, window_rows, window_cols, tanh):
-    """Compile `ConvMaxPool`; the kernel takes the biases, zeros where there are none."""
+def forward_block(window_rows, window_cols, tanh):
+    """Make the kernel that convolves and pools a block of images."""
     pool = max_window(window_rows, window_cols, tanh)
 
-    @kernel_njit(parallel=True)
-    def conv_max_pool(input, filters, bias):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        out_rows = (rows - filter_rows + 1) // window_rows
-        out_cols = (cols - filter_cols + 1) // window_cols
-        padded_cols = (out_cols * window_cols + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-        halves = in_halves(n_filters, half)
-        width = halves * half
-        runs = runs_of(filters, flip, width, filter_cols * channels)
-        biases = np.zeros(width, input.dtype)
-        biases[:n_filters] = bias
-        out = np.empty((batch, n_filters, out_rows, out_cols), input.dtype)
-        mask = np.empty((batch, out_rows, out_cols, n_filters), np.uint16)
-        blocks = min(batch, 4 * BLOCKS)
-        for block in prange(blocks):
-            image = np.zeros((rows * cols + TILE_COLUMNS) * channels, input.dtype)
-            lines = np.empty((window_rows, padded_cols, width), input.dtype)
-            pooled = np.empty((out_cols, width), input.dtype)
-            chosen = np.empty(width, np.uint16)
-            begin, end = block_of(block, blocks, batch)
-            for b in range(begin, end):
-                channels_last(input[b], image)
-                for row in range(out_rows):
-                    for r in range(window_rows):
-                        correlate_row(lines[r], image, row * window_rows + r, cols, channels, runs, half)
-                    for col in range(out_cols):
-                        pool(
-                            pooled, col * width, chosen, 0,
-                            lines, col * window_cols * width, padded_cols * width, width, biases, halves,
-                        )  # fmt: skip
-                        mask[b, row, col] = chosen[:n_filters]
-                    for k in range(n_filters):
-                        for col in range(out_cols):
-                            out[b, k, row, col] = pooled[col, k]
-        return out, mask
-
-    return conv_max_pool
-
-
-@cache
-def filters_gradient_kernel(half, flip, window_rows, window_cols):
-    """Compile `ConvMaxPoolGradFilters`."""
-
-    @kernel_njit(parallel=True)
-    def conv_max_pool_grad_filters(input, filters, mask, output_gradient):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        out_rows, out_cols = output_gradient.shape[2:]
-        length = in_halves(filter_cols * channels, half) * half
-        partial = np.zeros((BLOCKS, n_filters, filter_rows, length), input.dtype)
-        for block in prange(BLOCKS):
-            image = np.zeros(rows * cols * channels + length, input.dtype)
-            offsets = np.empty(out_rows * out_cols * window_rows * window_cols + 1, np.int32)
-            factors = np.empty(len(offsets), input.dtype)
-            begin, end = block_of(block, BLOCKS, batch)
-            for b in range(begin, end):
-                channels_last(input[b], image)
+    @parallel(
+        lambda real: (
+            LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[::1],
+            real[:, :, :, ::1], types.uint16[:, :, :, ::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols, tanh,
+    )  # fmt: skip
+    def conv_max_pool_block(block, blocks, layout, input, weights, offsets, biases, out, mask):
+        n_filters, width = layout.filters, weights.shape[1]
+        out_rows, out_cols = out.shape[2:]
+        image = empty_image(layout, TILE_COLUMNS * layout.channels, input)
+        lines = np.empty((window_rows, padded_positions(out_cols * window_cols), width), input.dtype)
+        pooled = np.empty((out_cols, width), input.dtype)
+        chosen = np.empty(width, np.uint16)
+        begin, end = block_of(block, blocks, len(input))
+        for b in range(begin, end):
+            load_image(layout, input[b], image)
+            for row in range(out_rows):
+                for r in range(window_rows):
+                    correlate_row(layout, image, row * window_rows + r, weights, offsets, lines[r])
+                for col in range(out_cols):
+                    pool(
+                        pooled, col * width, chosen, 0,
+                        lines, col * window_cols * width, lines.shape[1] * width, width,
+                        biases, width // layout.half,
+                    )  # fmt: skip
+                    mask[b, row, col] = chosen[:n_filters]
                 for k in range(n_filters):
-                    count = 0
-                    for row in range(out_rows):
-                        for col in range(out_cols):
-                            factor = output_gradient[b, k, row, col]
-                            bits = mask[b, row, col, k]
-                            corner = (row * window_rows * cols + col * window_cols) * channels
-                            # Each position is written down, and kept by counting it.
-                            for r in range(window_rows):
-                                for c in range(window_cols):
-                                    offsets[count] = corner + (r * cols + c) * channels
-                                    factors[count] = factor
-                                    count += (bits >> (r * window_cols + c)) & 1
-                    add_pixels(partial, block, k, image, cols * channels, offsets, factors, count, half)
-        return sum_of_blocks(partial, filters, flip)
+                    for col in range(out_cols):
+                        out[b, k, row, col] = pooled[col, k]
 
-    return conv_max_pool_grad_filters
+    return conv_max_pool_block
 
 
 @cache
-def input_gradient_kernel(half, flip, window_rows, window_cols):
-    """Compile `ConvMaxPoolGradInput`."""
+def filters_gradient_block(window_rows, window_cols):
+    """Make the kernel that sums the filters' gradient over a block of images into ``partial[block]``."""
 
-    @kernel_njit(parallel=True)
-    def conv_max_pool_grad_input(input, filters, mask, output_gradient):
-        check_shapes(input, filters)
-        batch, channels, rows, cols = input.shape
-        n_filters, _, filter_rows, filter_cols = filters.shape
-        pooled_rows, pooled_cols = output_gradient.shape[2:]
-        out_rows, out_cols = pooled_rows * window_rows, pooled_cols * window_cols
-        length = in_halves(filter_cols * channels, half) * half
-        runs = runs_of(filters, flip, n_filters, length).transpose(0, 2, 1).copy()
-        gradient = np.empty(input.shape, filters.dtype)
-        blocks = min(batch, 4 * BLOCKS)
-        for block in prange(blocks):
-            image = np.empty(rows * cols * channels + length, filters.dtype)
-            offsets = np.empty((out_rows, out_cols, n_filters + 1), np.int32)
-            factors = np.empty((out_rows, out_cols, n_filters + 1), filters.dtype)
-            counts = np.empty((out_rows, out_cols), np.int32)
-            begin, end = block_of(block, blocks, batch)
-            for b in range(begin, end):
-                image[:] = 0
-                counts[:] = 0
-                for row in range(pooled_rows):
-                    for col in range(pooled_cols):
+    @parallel(
+        lambda real: (
+            LAYOUT, real[:, :, :, ::1], types.uint16[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
+            real[:, :, :, :, ::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols,
+    )  # fmt: skip
+    def grad_filters_block(block, blocks, layout, input, mask, output_gradient, offsets, partial):
+        out_rows, out_cols = output_gradient.shape[2:]
+        cols, channels = layout.cols, layout.channels
+        image = empty_image(layout, partial.shape[4], input)
+        run_offsets = offsets[:: max(1, layout.run)].copy()
+        pixels = np.empty(out_rows * out_cols * window_rows * window_cols + 1, np.int32)
+        factors = np.empty(len(pixels), input.dtype)
+        begin, end = block_of(block, blocks, len(input))
+        for b in range(begin, end):
+            load_image(layout, input[b], image)
+            for k in range(layout.filters):
+                count = 0
+                for row in range(out_rows):
+                    for col in range(out_cols):
+                        factor = output_gradient[b, k, row, col]
+                        bits = mask[b, row, col, k]
+                        corner = (row * window_rows * cols + col * window_cols) * channels
+                        # Each position is written down, and kept by counting it: no branch to mispredict.
                         for r in range(window_rows):
                             for c in range(window_cols):
-                                out_row, out_col = row * window_rows + r, col * window_cols + c
-                                count = 0
-                                for k in range(n_filters):
-                                    offsets[out_row, out_col, count] = k * length
-                                    factors[out_row, out_col, count] = output_gradient[b, k, row, col]
-                                    count += (mask[b, row, col, k] >> (r * window_cols + c)) & 1
-                                counts[out_row, out_col] = count
-                add_filters(image, cols, channels, runs, offsets, factors, counts, half)
-                channels_first(image, gradient[b])
-        return gradient
+                                pixels[count] = corner + (r * cols + c) * channels
+                                factors[count] = factor
+                                count += (bits >> (r * window_cols + c)) & 1
+                add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, count)
 
-    return conv_max_pool_grad_input
+    return grad_filters_block
+
+
+@cache
+def input_gradient_block(window_rows, window_cols):
+    """Make the kernel that computes the input's gradient for a block of images."""
+
+    @parallel(
+        lambda real: (
+            LAYOUT, real[:, :, :, ::1], types.uint16[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
+            real[:, :, :, ::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols,
+    )  # fmt: skip
+    def grad_input_block(block, blocks, layout, runs, mask, output_gradient, offsets, gradient):
+        n_filters = layout.filters
+        out_rows, out_cols = output_gradient.shape[2:]
+        length = runs.shape[3]
+        image = empty_image(layout, length, runs)
+        run_offsets = offsets[:: max(1, layout.run)].copy()
+        chosen = np.empty((out_rows * window_rows, out_cols * window_cols, n_filters + 1), np.int32)
+        factors = np.empty(chosen.shape, runs.dtype)
+        counts = np.empty(chosen.shape[:2], np.int32)
+        begin, end = block_of(block, blocks, len(gradient))
+        for b in range(begin, end):
+            image[:] = 0
+            for row in range(out_rows):
+                for col in range(out_cols):
+                    for r in range(window_rows):
+                        for c in range(window_cols):
+                            at_row, at_col = row * window_rows + r, col * window_cols + c
+                            count = 0
+                            for k in range(n_filters):
+                                chosen[at_row, at_col, count] = k * length
+                                factors[at_row, at_col, count] = output_gradient[b, k, row, col]
+                                count += (mask[b, row, col, k] >> (r * window_cols + c)) & 1
+                            counts[at_row, at_col] = count
+            add_filters(layout, image, runs[0], run_offsets, chosen, factors, counts)
+            store_image(layout, image, gradient[b])
+
+    return grad_input_block
+
+
+@kernel_njit
+def check_gradient(layout, ws, input, mask, output_gradient):
+    """Raise ValueError unless mask and gradient have the output's shape."""
+    rows, cols = layout.out_rows // ws[0], layout.out_cols // ws[1]
+    if output_gradient.shape != (len(input), layout.filters, rows, cols):
+        raise ValueError("output_gradient does not have the output's shape", output_gradient.shape)
+    if mask.shape != (len(input), rows, cols, layout.filters):
+        raise ValueError("mask does not have the output's shape", mask.shape)
+
+
+plain_layout = layout_function(plain_conv2d(Conv2d, True))
 
 
 @register_kernel(ConvMaxPool)
-def numba_funcify_ConvMaxPool(op, node, **kwargs):
+def make_conv_max_pool(op, node, **kwargs):
     """Compile `ConvMaxPool`."""
-    kernel = forward_kernel(half_vector(np.dtype(node.inputs[0].dtype)), op.filter_flip, *op.ws, op.tanh)
-    if op.bias:
-        return kernel, CACHE_VERSION
+    flip, (window_rows, window_cols) = op.filter_flip, op.ws
+    run_blocks = forward_block(window_rows, window_cols, op.tanh)
+    run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
-    def conv_max_pool_without_bias(input, filters):
-        return kernel(input, filters, np.zeros(len(filters), filters.dtype))
+    def biased(input, filters, bias):
+        layout = plain_layout(input, filters)
+        biases = np.zeros(in_halves(layout.filters, layout.half) * layout.half, input.dtype)
+        biases[: layout.filters] = bias
+        rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
+        out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
+        mask = np.empty((len(input), rows, cols, layout.filters), np.uint16)
+        blocks = min(len(input), 4 * BLOCKS)
+        weights, offsets = tap_weights(layout, filters, flip)[0], tap_offsets(layout, filters, (1, 1))
+        run_blocks(blocks, layout, np.ascontiguousarray(input), weights, offsets, biases, out, mask)
+        return out, mask
 
-    return conv_max_pool_without_bias, CACHE_VERSION
+    if op.bias:
+        return biased, CACHE_VERSION
+
+    @kernel_njit
+    def unbiased(input, filters):
+        return biased(input, filters, np.zeros(len(filters), filters.dtype))
+
+    return unbiased, CACHE_VERSION
 
 
-def _register_gradient(op_class, kernel):
-    @register_kernel(op_class)
-    def numba_funcify(op, node, **kwargs):
-        half = half_vector(np.dtype(node.inputs[0].dtype))
-        return kernel(half, op.filter_flip, *op.ws), CACHE_VERSION
+@register_kernel(ConvMaxPoolGradFilters)
+def make_conv_max_pool_grad_filters(op, node, **kwargs):
+    """Compile `ConvMaxPoolGradFilters`."""
+    flip, ws = op.filter_flip, op.ws
+    run_blocks = filters_gradient_block(*ws)
+    run_blocks.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def conv_max_pool_grad_filters(input, filters, mask, output_gradient):
+        layout = plain_layout(input, filters)
+        check_gradient(layout, ws, input, mask, output_gradient)
+        partial, offsets = empty_partial(layout, filters), tap_offsets(layout, filters, (1, 1))
+        input, mask = np.ascontiguousarray(input), np.ascontiguousarray(mask)
+        run_blocks(BLOCKS, layout, input, mask, np.ascontiguousarray(output_gradient), offsets, partial)
+        return sum_of_blocks(layout, partial, filters, flip)
+
+    return conv_max_pool_grad_filters, CACHE_VERSION
 
 
-_register_gradient(ConvMaxPoolGradFilters, filters_gradient_kernel)
-_register_gradient(ConvMaxPoolGradInput, input_gradient_kernel)
+@register_kernel(ConvMaxPoolGradInput)
+def make_conv_max_pool_grad_input(op, node, **kwargs):
+    """Compile `ConvMaxPoolGradInput`."""
+    flip, ws = op.filter_flip, op.ws
+    run_blocks = input_gradient_block(*ws)
+    run_blocks.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def conv_max_pool_grad_input(input, filters, mask, output_gradient):
+        layout = plain_layout(input, filters)
+        check_gradient(layout, ws, input, mask, output_gradient)
+        gradient = np.empty(input.shape, filters.dtype)
+        runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
+        blocks = min(len(input), 4 * BLOCKS)
+        arrays = np.ascontiguousarray(mask), np.ascontiguousarray(output_gradient)
+        run_blocks(blocks, layout, runs, *arrays, offsets, gradient)
+        return gradient
+
+    return conv_max_pool_grad_input, CACHE_VERSION

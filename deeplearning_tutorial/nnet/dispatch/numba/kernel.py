@@ -1,28 +1,208 @@
-"""How every kernel is compiled and made known to PyTensor."""
+"""How kernels are compiled, run on Numba's threads, and made known to PyTensor.
 
+A kernel does one block of the work. It is compiled once for each data type, into a library of its own, and
+called through a pointer: Numba would otherwise compile it anew within each function that calls it, directly
+or not.
+"""
+
+import ctypes
+import os
 from functools import partial
 
+import llvmlite.binding
 import numba
-from pytensor.link.numba.dispatch import basic
-from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
+import numpy as np
+import pytensor
+from llvmlite import ir
+from numba import cfunc, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from pytensor.link.numba.cache import compile_numba_function_src
+from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
 
 # Only the fused multiply-add. PyTensor's own choice also lets sums be reordered, which undoes steps that rely
 # on rounding, such as the exact reduction in the hyperbolic tangent.
-kernel_njit = partial(basic.numba_njit, fastmath={"contract"})
+kernel_njit = partial(numba_njit, fastmath={"contract"})
+
+_INDEX = ir.IntType(64)
+_KERNEL = ir.FunctionType(ir.VoidType(), [_INDEX] * 3)
+
+# 1 while a kernel uses Numba's threads, and for good in the forked child of a process that has started them.
+# Compiled code, cached or not, finds it by its name.
+_BUSY = ctypes.c_int64(0)
+_BUSY_NAME = "deeplearning_tutorial.threads_busy"
+llvmlite.binding.add_symbol(_BUSY_NAME, ctypes.addressof(_BUSY))
+_threads_started = False
+
+
+def _leave_threads_to_parent():
+    _BUSY.value = int(_threads_started)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_threads_to_parent)
+
+
+def _external(builder, kind, name):
+    return builder.module.globals.get(name) or kind(builder.module, name=name)
+
+
+def _busy_flag(builder):
+    return _external(builder, partial(ir.GlobalVariable, typ=_INDEX), _BUSY_NAME)
+
+
+@intrinsic
+def _take_threads(typingctx):
+    """Return True, and keep others from the threads, if nobody uses them."""
+
+    def codegen(context, builder, signature, arguments):
+        exchanged = builder.cmpxchg(_busy_flag(builder), _INDEX(0), _INDEX(1), "acq_rel", "acquire")
+        return builder.extract_value(exchanged, 1)
+
+    return types.boolean(), codegen
+
+
+@intrinsic
+def _release_threads(typingctx):
+    def codegen(context, builder, signature, arguments):
+        builder.store_atomic(_INDEX(0), _busy_flag(builder), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _call(typingctx, kernel, block, blocks, frame):
+    """Call the kernel at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        address, *rest = arguments
+        builder.call(builder.inttoptr(address, _KERNEL.as_pointer()), rest)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@kernel_njit(parallel=True)
+def _run_on_threads(kernel, blocks, frame):
+    for block in prange(blocks):
+        _call(kernel, np.int64(block), blocks, frame)
+
+
+@kernel_njit
+def _run(kernel, blocks, frame):
+    """Call the kernel for every block.
+
+    Not every threading layer of Numba survives to be used by two threads of Python at once, or in a forked
+    child. There the blocks run one after another on the caller's thread. No block may depend on another one,
+    so the results are the same.
+    """
+    if _take_threads():
+        _run_on_threads(kernel, blocks, frame)
+        _release_threads()
+    else:
+        for block in range(blocks):
+            _call(kernel, block, blocks, frame)
+
+
+@kernel_njit
+def block_of(block, blocks, items):
+    """First item of a block and of the next."""
+    return block * items // blocks, (block + 1) * items // blocks
+
+
+def parallel(arguments, version, *parameters):
+    """Make a kernel of ``body(block, blocks, *arguments)``.
+
+    Parameters
+    ----------
+    arguments : callable
+        Takes a Numba float type; returns the Numba types of the arguments, the same in number and order.
+    version : int
+        PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.
+    *parameters
+        What else the body's code depends on, where a factory makes several.
+
+    Returns
+    -------
+    callable
+        For jitted code: ``kernel(blocks, *arguments)`` runs all blocks. In each process its attribute
+        ``load(dtype)`` must be called before.
+    """
+
+    def decorator(body):
+        loaded = {}
+
+        def name_of(float_type):
+            described = "_".join(map(str, (*parameters, float_type, version)))
+            return f"{body.__module__}.{body.__name__}_{described}"
+
+        def load(dtype):
+            float_type = numba.from_dtype(np.dtype(dtype))
+            name = name_of(float_type)
+            if name not in loaded:
+                loaded[name] = _compile(kernel_njit(body), name, arguments(float_type))
+                llvmlite.binding.add_symbol(name, loaded[name].address)
+
+        @intrinsic
+        def run(typingctx, blocks, *given):
+            [float_type] = {a.dtype for a in given if getattr(a, "dtype", None) in types.real_domain}
+            name, frame_type = name_of(float_type), types.Tuple(arguments(float_type))
+
+            def codegen(context, builder, signature, values):
+                blocks, given = values
+                given = context.cast(builder, given, signature.args[1], frame_type)
+                frame = cgutils.alloca_once(builder, context.get_data_type(frame_type))
+                context.pack_value(builder, frame_type, given, frame)
+                kernel = _external(builder, partial(ir.Function, ftype=_KERNEL), name)
+                addresses = [builder.ptrtoint(pointer, _INDEX) for pointer in (kernel, frame)]
+                run_type = typingctx.resolve_value_type(_run)
+                run_signature = run_type.get_call_type(typingctx, [types.int64] * 3, {})
+                context.get_function(run_type, run_signature)(builder, [addresses[0], blocks, addresses[1]])
+                return context.get_dummy_value()
+
+            return types.void(types.int64, types.StarArgTuple(given)), codegen
+
+        run.load = load
+        return run
+
+    return decorator
+
+
+def _compile(body, name, arguments):
+    """Compile ``body`` as a C function of block, number of blocks and the address of the arguments."""
+    frame_type = types.Tuple(arguments)
+
+    @intrinsic
+    def arguments_at(typingctx, address):
+        def codegen(context, builder, signature, values):
+            pointer = builder.inttoptr(values[0], context.get_data_type(frame_type).as_pointer())
+            value = context.unpack_value(builder, frame_type, pointer)
+            context.nrt.incref(builder, frame_type, value)
+            return value
+
+        return frame_type(types.int64), codegen
+
+    kernel = compile_numba_function_src(
+        "def kernel(block, blocks, frame):\n    body(block, blocks, *arguments_at(frame))\n",
+        "kernel",
+        {"__name__": __name__, "body": body, "arguments_at": arguments_at},
+        cache_key=name,
+    )
+    return cfunc(types.void(*[types.int64] * 3), cache=pytensor.config.numba__cache)(kernel)
 
 
 def register_kernel(op_class):
-    """Register ``make_kernel(op, node) -> (function, cache version)`` for an Op.
-
-    PyTensor's cache of compiled functions does not see an edited kernel: count the version up.
-    """
+    """Register ``make_kernel(op, node) -> (function, cache version)`` for an Op."""
 
     def decorator(make_kernel):
         @register_funcify_default_op_cache_key(op_class)
         def numba_funcify(op, node, **kwargs):
             # Numba starts its threads when it loads a parallel function from its cache, but not when it loads
             # one that was compiled around a cached parallel function; calling that would crash.
+            global _threads_started
             numba.get_num_threads()
+            _threads_started = True
             return make_kernel(op, node, **kwargs)
 
         return make_kernel

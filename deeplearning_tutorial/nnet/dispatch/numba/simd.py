@@ -50,16 +50,8 @@ GATHER_HALVES = 2 * GATHER_VECTORS
 """Half vectors of a row that `gather_add` takes at most."""
 
 
-def half_vector(dtype):
-    """Elements in half a vector register."""
-    return REGISTER_BYTES // dtype.itemsize // 2
-
-
 def in_halves(length, half):
-    """``length`` elements in half vectors, rounded up.
-
-    Written without ``-``: this runs inside kernels too, where lengths are unsigned now and then.
-    """
+    """``length`` elements in half vectors of ``half`` elements, rounded up."""
     return (length + half - 1) // half
 
 
@@ -76,6 +68,14 @@ class _Emitter:
     def pointer(self, array_type, array, offset):
         data = self.context.make_array(array_type)(self.context, self.builder, array).data
         return self.step(data, offset)
+
+    def index(self, pointer):
+        """Load an int32, to index with."""
+        return self.builder.sext(self.builder.load(pointer), _INDEX)
+
+    def length(self, array_type, array):
+        shape = self.context.make_array(array_type)(self.context, self.builder, array).shape
+        return self.builder.extract_value(shape, 0)
 
     def step(self, pointer, elements):
         return self.builder.gep(pointer, [elements])
@@ -191,24 +191,24 @@ class _Emitter:
 
 @intrinsic
 def convolve_tile(
-    typingctx, out, out_at, out_step, x, x_at, column, row, filters, filters_at, tap, n_rows, n_taps, halves
+    typingctx, out, out_at, out_step, x, x_at, column, filters, filters_at, tap, offsets, halves
 ):
     """Correlate `TILE_COLUMNS` neighbouring positions of an image with a block of filters.
 
     For p in 0..TILE_COLUMNS - 1, all flat offsets counted in elements::
 
-        out[out_at + p * out_step : ... + halves * half] =
-            sum over r < n_rows, t < n_taps of x[x_at + p * column + r * row + t]
-                * filters[filters_at + (r * n_taps + t) * tap : ... + halves * half]
+        out[out_at + p * out_step : ... + halves * half] = sum over t < len(offsets) of
+            x[x_at + p * column + offsets[t]] * filters[filters_at + t * tap : ... + halves * half]
 
     ``halves`` lies in 1..TILE_HALVES.
     """
-    signature = types.void(out, types.intp, types.intp, x, *[types.intp] * 3, filters, *[types.intp] * 5)
+    signature = types.void(
+        out, types.intp, types.intp, x, types.intp, types.intp, filters, types.intp, types.intp, offsets,
+        types.intp,
+    )  # fmt: skip
 
     def codegen(context, builder, signature, arguments):
-        (out_, out_at, out_step, x_, x_at, column, row, filters_, filters_at, tap, n_rows, n_taps, halves) = (
-            arguments
-        )
+        out_, out_at, out_step, x_, x_at, column, filters_, filters_at, tap, offsets_, halves = arguments
         emitter = _Emitter(context, builder, out.dtype)
         step = emitter.step
         outs = emitter.pointer(out, out_, out_at)
@@ -216,28 +216,25 @@ def convolve_tile(
             step(emitter.pointer(x, x_, x_at), builder.mul(column, _INDEX(p))) for p in range(TILE_COLUMNS)
         ]
         weights = emitter.pointer(filters, filters_, filters_at)
+        offset = emitter.pointer(offsets, offsets_, _INDEX(0))
 
         def emit(n):
             vectors = emitter.vectors(n)
 
-            def add_row(r, sums):
-                image_rows = [step(image, builder.mul(r, row)) for image in images]
-                row_weights = step(weights, builder.mul(builder.mul(r, n_taps), tap))
-
-                def add_tap(t, sums):
-                    tap_weights = step(row_weights, builder.mul(t, tap))
-                    loaded = [emitter.load(step(tap_weights, first), vector) for vector, first in vectors]
-                    results = iter(sums)
-                    return [
-                        emitter.multiply_add(emitter.spread(pixel, weight.type), weight, next(results))
-                        for pixel in [builder.load(step(image_row, t)) for image_row in image_rows]
-                        for weight in loaded
-                    ]
-
-                return emitter.accumulate(n_taps, sums, add_tap)
+            def add_tap(t, sums):
+                here = emitter.index(step(offset, t))
+                tap_weights = step(weights, builder.mul(t, tap))
+                loaded = [emitter.load(step(tap_weights, first), vector) for vector, first in vectors]
+                results = iter(sums)
+                return [
+                    emitter.multiply_add(emitter.spread(pixel, weight.type), weight, next(results))
+                    for pixel in [builder.load(step(image, here)) for image in images]
+                    for weight in loaded
+                ]
 
             zeros = [ir.Constant(vector, [0.0] * vector.count) for vector, _ in vectors] * TILE_COLUMNS
-            sums = iter(emitter.accumulate(n_rows, zeros, add_row))
+            n_taps = emitter.length(offsets, offsets_)
+            sums = iter(emitter.accumulate(n_taps, zeros, add_tap))
             for p in range(TILE_COLUMNS):
                 column_out = step(outs, builder.mul(out_step, _INDEX(p)))
                 for _, first in vectors:
@@ -256,42 +253,46 @@ def gather_rows(halves):
 
 @intrinsic
 def gather_add(
-    typingctx, out, out_at, out_row, source, source_at, source_row,
-    offsets, factors, first, count, n_rows, halves,
+    typingctx, out, out_at, out_row, source, source_at, rows, row, n_rows,
+    offsets, factors, first, count, halves,
 ):  # fmt: skip
     """Add weighted sums of scattered pieces of an array to some rows.
 
     For r in 0..n_rows - 1, all flat offsets counted in elements::
 
         out[out_at + r * out_row : ... + halves * half] += sum over first <= n < first + count of
-            factors[n] * source[source_at + r * source_row + offsets[n] : ... + halves * half]
+            factors[n] * source[source_at + rows[row + r] + offsets[n] : ... + halves * half]
 
     ``halves`` lies in 1..GATHER_HALVES and ``n_rows`` in 1..gather_rows(halves).
     """
     signature = types.void(
-        out, *[types.intp] * 2, source, *[types.intp] * 2, offsets, factors, *[types.intp] * 4
-    )
+        out, types.intp, types.intp, source, types.intp, rows, types.intp, types.intp, offsets, factors,
+        types.intp, types.intp, types.intp,
+    )  # fmt: skip
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, out_row, source_, source_at, source_row, *rest = arguments
-        offsets_, factors_, start, count, n_rows, halves = rest
+        out_, out_at, out_row, source_, source_at, rows_, row, n_rows, *pieces = arguments
+        offsets_, factors_, start, count, halves = pieces
         emitter = _Emitter(context, builder, out.dtype)
         step = emitter.step
         target = emitter.pointer(out, out_, out_at)
         origin = emitter.pointer(source, source_, source_at)
+        row_offset = emitter.pointer(rows, rows_, row)
         offset = emitter.pointer(offsets, offsets_, start)
         factor = emitter.pointer(factors, factors_, start)
 
-        def emit(rows, n):
+        def emit(n_rows, n):
             targets, origins, vectors = [], [], []
-            for r in range(rows):
+            for r in range(n_rows):
+                row_target = step(target, builder.mul(out_row, _INDEX(r)))
+                row_origin = step(origin, emitter.index(step(row_offset, _INDEX(r))))
                 for vector, begin in emitter.vectors(n):
-                    targets.append(step(step(target, builder.mul(out_row, _INDEX(r))), begin))
-                    origins.append(step(step(origin, builder.mul(source_row, _INDEX(r))), begin))
+                    targets.append(step(row_target, begin))
+                    origins.append(step(row_origin, begin))
                     vectors.append(vector)
 
             def add_piece(i, sums):
-                here = builder.sext(builder.load(step(offset, i)), _INDEX)
+                here = emitter.index(step(offset, i))
                 weight = builder.load(step(factor, i))
                 return [
                     emitter.multiply_add(
@@ -305,9 +306,9 @@ def gather_add(
                 emitter.store(total, place)
 
         cases = {
-            rows * (GATHER_HALVES + 1) + n: (rows, n)
+            n_rows * (GATHER_HALVES + 1) + n: (n_rows, n)
             for n in range(1, GATHER_HALVES + 1)
-            for rows in range(1, gather_rows(n) + 1)
+            for n_rows in range(1, gather_rows(n) + 1)
         }
         key = builder.add(builder.mul(n_rows, _INDEX(GATHER_HALVES + 1)), halves)
         emitter.choose(key, cases, emit)

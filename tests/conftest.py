@@ -1,0 +1,154 @@
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytensor
+import pytest
+
+import deeplearning_tutorial
+from deeplearning_tutorial import formats
+from deeplearning_tutorial.datasets import sample_path
+from deeplearning_tutorial.parameters import copy_parameters
+
+PACKAGE = Path(deeplearning_tutorial.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The shipped digits as NumPy arrays: (x, y) to train, validate and test, x in float64."""
+    return [(x.astype("float64"), y) for x, y in formats.read_splits(sample_path())]
+
+
+@pytest.fixture(scope="session")
+def record():
+    """Train in this process in float32, keep what is printed, and look over the loop's shoulder."""
+
+    def record(module, train, **arguments):
+        run = SimpleNamespace(costs=[])
+        loop = module.train_with_patience
+
+        def watched_loop(train_model, *models_and_sizes, parameters, **options):
+            run.initial = copy_parameters(parameters)
+
+            def watched_train_model(index):
+                cost = train_model(index)
+                run.costs.append(float(cost))
+                return cost
+
+            return loop(watched_train_model, *models_and_sizes, parameters=parameters, **options)
+
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytensor.config.change_flags(floatX="float32"),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(module, "train_with_patience", watched_loop)
+            run.result = train(**arguments)
+        run.stdout, run.stderr = out.getvalue(), err.getvalue()
+        return run
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script of the package in a process of its own, by its path or as a module."""
+
+    def run_script(name, *arguments, cwd, as_module=True, flags="", **environment):
+        script = ["-m", f"deeplearning_tutorial.{name}"] if as_module else [str(PACKAGE / f"{name}.py")]
+        flags = ",".join(filter(None, (os.environ.get("PYTENSOR_FLAGS"), flags)))
+        return subprocess.run(
+            [sys.executable, "-W", "error", *script, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "PYTENSOR_FLAGS": flags} | environment,
+        )
+
+    return run_script
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    """Fail where a test would compile."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something is compiled")
+
+    monkeypatch.setattr(pytensor, "function", refuse)
+
+
+@pytest.fixture
+def no_work(no_compiling, monkeypatch):
+    """Fail where a test would read data or compile."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("data is read")
+
+    # Both are how the three scripts could come by their data.
+    monkeypatch.setattr(formats, "read_splits", refuse)
+    monkeypatch.setattr(deeplearning_tutorial.datasets, "locate", refuse)
+
+
+@pytest.fixture(scope="session")
+def softmax_cost():
+    """The mean negative log-likelihood of a softmax, and its gradient, in NumPy."""
+
+    def softmax_cost(z, y):
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        chosen = np.arange(len(y)), y
+        cost = -np.log(p[chosen]).mean()
+        p[chosen] -= 1
+        return cost, p / len(y)
+
+    return softmax_cost
+
+
+@pytest.fixture(scope="session")
+def error_of():
+    """The fraction of rows whose largest element is not at the label, where rounding cannot change it."""
+
+    def error_of(z, y):
+        second, first = np.sort(z, axis=1)[:, -2:].T
+        assert (first - second).min() > 1e-6
+        return (z.argmax(axis=1) != y).mean()
+
+    return error_of
+
+
+@pytest.fixture(scope="session")
+def numpy_mlp(softmax_cost):
+    """The multilayer perceptron of `test_mlp`, trained in NumPy for one epoch in float64."""
+
+    def numpy_mlp(x, y, batch_size, n_hidden, learning_rate, L1_reg, L2_reg, drawn_as="float32"):
+        bound = np.sqrt(6 / (784 + n_hidden))
+        drawn = np.random.RandomState(1234).uniform(-bound, bound, (784, n_hidden))
+        W0, b0 = drawn.astype(drawn_as).astype("float64"), np.zeros(n_hidden)
+        W1, b1 = np.zeros((n_hidden, 10)), np.zeros(10)
+        costs = []
+        for start in range(0, len(x) // batch_size * batch_size, batch_size):
+            batch = slice(start, start + batch_size)
+            h = np.tanh(x[batch] @ W0 + b0)
+            cost, dz = softmax_cost(h @ W1 + b1, y[batch])
+            penalty = sum(L1_reg * abs(W).sum() + L2_reg * (W**2).sum() for W in (W0, W1))
+            costs.append(cost + penalty)
+            dh = dz @ W1.T * (1 - h**2)
+            for W, b, below, gradient in ((W0, b0, x[batch], dh), (W1, b1, h, dz)):
+                W -= learning_rate * (below.T @ gradient + L1_reg * np.sign(W) + L2_reg * 2 * W)
+                b -= learning_rate * gradient.sum(axis=0)
+        names = ("hiddenLayer.W", "hiddenLayer.b", "logRegressionLayer.W", "logRegressionLayer.b")
+        parameters = dict(zip(names, (W0, b0, W1, b1), strict=True))
+        return SimpleNamespace(
+            costs=costs, parameters=parameters, scores=lambda x: np.tanh(x @ W0 + b0) @ W1 + b1
+        )
+
+    return numpy_mlp

@@ -1,0 +1,307 @@
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytensor
+import pytest
+
+from deeplearning_tutorial import command_line, convolutional_mlp, datasets, download, logistic_sgd, mlp
+from deeplearning_tutorial.early_stopping import TrainingResult
+
+TRAINING = {
+    "logistic_sgd": (logistic_sgd, logistic_sgd.sgd_optimization_mnist),
+    "mlp": (mlp, mlp.test_mlp),
+    "convolutional_mlp": (convolutional_mlp, convolutional_mlp.evaluate_lenet5),
+}
+PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74, "iteration": 2070000}
+calls = []
+
+
+def train(rate=0.5, n_steps=3, dataset="mnist.pkl.gz", sizes=(2, 7), *, save=None, progress=False):
+    """Train nothing.
+
+    Parameters
+    ----------
+    rate : float
+        Step size, at most 100 %.
+    n_steps : int
+        Steps.
+    dataset : path
+        Digits.
+    sizes : tuple of int
+        Two sizes.
+    save : path or None
+        A file.
+    progress : bool
+        Shown or not.
+    """
+    calls.append(dict(locals(), floatX=pytensor.config.floatX))
+    if rate < 0:
+        raise ValueError(f"rate={rate} is negative; use e.g. rate=0.5")
+    if n_steps == 13:
+        raise FileNotFoundError(2, "No such file", "steps")
+    return TrainingResult(0.075, 17, 0.0825, epochs=4, minibatches=(5, 2, 1))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Call the command line with a data set that lies in the working directory, and restore what it sets."""
+    calls.clear()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist.pkl.gz").touch()
+
+    def run(*arguments, minibatches=(5, 2, 1)):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        command_line.run(train, "A script.", PUBLISHED, minibatches)
+        [call] = calls
+        return call
+
+    with pytensor.config.change_flags(floatX=pytensor.config.floatX):
+        yield run
+
+
+def test_without_flags_the_functions_own_defaults_hold(run, tmp_path):
+    call = run()
+    assert call.pop("floatX") in ("float32", "float64")
+    expected = {"rate": 0.5, "n_steps": 3, "sizes": (2, 7), "save": None, "progress": True}
+    assert call == expected | {"dataset": tmp_path / "mnist.pkl.gz"}
+
+
+def test_every_parameter_has_a_flag(run):
+    call = run(*"--rate 0.25 --n-steps 7 --dataset d.npz --sizes 4 5 --save m.npz --floatX float64".split())
+    assert call == {
+        "rate": 0.25,
+        "n_steps": 7,
+        "dataset": "d.npz",
+        "sizes": [4, 5],
+        "save": "m.npz",
+        "progress": True,
+        "floatX": "float64",
+    }
+
+
+def test_help_shows_the_docstring_and_every_flag_with_its_meaning_and_default(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--help")
+    assert ended.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "A script." in out
+    assert "--rate RATE Step size, at most 100 %. (default: 0.5)" in out
+    assert "--n-steps N_STEPS Steps. (default: 3)" in out
+    assert "--dataset PATH Digits. (default: mnist.pkl.gz)" in out
+    assert "--sizes SIZES SIZES Two sizes. (default: 2 7)" in out
+    assert "--save PATH A file. (default: none)" in out
+    assert "--floatX {float32,float64} Precision (default: float32" in out
+    assert "--progress" not in out
+    assert not calls
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_scripts_help_names_every_parameter(monkeypatch, capsys, name):
+    module, function = TRAINING[name]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(function, module.__doc__, module.PUBLISHED, (1, 1, 1))
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert module.__doc__ in out
+    for parameter in function.__code__.co_varnames[: function.__code__.co_argcount + 1]:
+        assert f"  --{parameter.replace('_', '-')} " in out
+    assert "  --save PATH" in out and "  --floatX {float32,float64}" in out
+
+
+@pytest.mark.parametrize(
+    "name, published, minibatches",
+    [
+        # The tutorial's figures; and 50,000, 10,000 and 10,000 images in whole minibatches of 600, 20 or 500.
+        ("logistic_sgd", {"validation error": 7.5, "test error": 7.489583, "epochs": 74}, (83, 16, 16)),
+        ("mlp", {"validation error": 1.69, "test error": 1.65, "iteration": 2070000}, (2500, 500, 500)),
+        (
+            "convolutional_mlp",
+            {"validation error": 0.91, "test error": 0.92, "iteration": 17800},
+            (100, 20, 20),
+        ),
+    ],
+)
+def test_each_script_hands_over_its_function_and_the_published_figures(
+    monkeypatch, name, published, minibatches
+):
+    handed = []
+    monkeypatch.setattr(command_line, "run", lambda *args, **kwargs: handed.append((args, kwargs)))
+    module, function = TRAINING[name]
+    runpy.run_path(module.__file__, run_name="__main__")
+    [((given, doc, figures), options)] = handed
+    assert given.__name__ == function.__name__
+    assert doc == module.__doc__ and f"python -m deeplearning_tutorial.{name}" in doc
+    assert figures == published
+    assert options == {"minibatches": minibatches}
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--rate", "-1"], "ValueError: rate=-1.0 is negative; use e.g. rate=0.5"),
+        (["--n-steps", "13"], "FileNotFoundError: [Errno 2] No such file: 'steps'"),
+    ],
+)
+def test_a_refused_value_ends_the_run_with_one_line(run, arguments, line):
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    # What sys.exit is given goes to stderr, with exit status 1.
+    assert ended.value.code == line
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--rate", "fast"], "argument --rate: invalid float value: 'fast'"),
+        (["--n-steps", "1.5"], "argument --n-steps: invalid int value: '1.5'"),
+        (["--sizes", "4"], "argument --sizes: expected 2 arguments"),
+        (["--floatX", "float16"], "argument --floatX: invalid choice: 'float16'"),
+        (["--steps", "3"], "unrecognized arguments: --steps 3"),
+        (["--progress"], "unrecognized arguments: --progress"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_told_after_the_usage(run, capsys, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == 2 and not calls
+    *usage, last = capsys.readouterr().err.splitlines()
+    assert usage[0].startswith("usage: train.py") and last.startswith(f"train.py: error: {told}")
+
+
+@pytest.mark.parametrize(
+    "name, arguments, line",
+    [
+        ("logistic_sgd", ["--batch-size", "0"], "ValueError: batch_size=0 is not a positive integer; use "),
+        ("mlp", ["--L2-reg", "-1"], "ValueError: L2_reg=-1.0 is not a non-negative finite number; use "),
+        ("convolutional_mlp", ["--save", "no/m.npz"], "FileNotFoundError: save='no/m.npz': there is no "),
+    ],
+)
+@pytest.mark.parametrize("as_module", [False, True])
+def test_a_script_tells_a_wrong_value_in_one_line_without_a_traceback(
+    run_script, tmp_path, name, arguments, line, as_module
+):
+    ended = run_script(name, *arguments, "--dataset", "mnist_5k.npz", cwd=tmp_path, as_module=as_module)
+    assert ended.returncode == 1 and ended.stdout == ""
+    [told] = ended.stderr.splitlines()
+    assert told.startswith(line)
+    assert os.listdir(tmp_path) == []
+
+
+PRECISION = """
+import sys, pytensor
+from deeplearning_tutorial import command_line
+def train(dataset="d", *, save=None, progress=False):
+    '''Train.
+
+    Parameters
+    ----------
+    dataset : path
+        Digits.
+    save : path or None
+        A file.
+    progress : bool
+        Shown or not.
+    '''
+    print(pytensor.config.floatX)
+    raise ValueError
+command_line.run(train, "", {}, ())
+"""
+
+
+@pytest.mark.parametrize(
+    "flags, arguments, floatX",
+    [
+        ("", [], "float32"),
+        ("floatX=float64", [], "float64"),
+        ("floatX=float64", ["--floatX", "float32"], "float32"),
+        ("", ["--floatX", "float64"], "float64"),
+    ],
+)
+def test_training_is_in_float32_unless_flags_or_arguments_say_otherwise(flags, arguments, floatX, tmp_path):
+    # PyTensor reads the user's configuration once, when it is imported.
+    env = os.environ | {"PYTENSOR_FLAGS": flags, "PYTENSORRC": str(tmp_path / "none")}
+    env["PYTHONPATH"] = str(Path(datasets.__file__).parents[1])
+    command = [sys.executable, "-c", PRECISION, "--dataset", "d", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert ended.stdout == f"{floatX}\n", ended.stderr
+
+
+def test_the_published_figures_stand_beside_this_runs_after_a_run_with_defaults(run, capsys):
+    run()
+    assert capsys.readouterr() == (
+        "",
+        "\n"
+        "                     published    this run\n"
+        "validation error      7.500000    7.500000 %\n"
+        "test error            7.489583    8.250000 %\n"
+        "epochs                      74           4\n"
+        "iteration              2070000          17\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--dataset", "d"], ["--save", "m.npz"], ["--floatX", "float32"]])
+def test_where_the_data_lies_and_what_is_kept_does_not_matter_to_the_comparison(run, capsys, arguments):
+    run(*arguments)
+    assert "published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rate", "0.25"],
+        ["--sizes", "2", "8"],
+        ["--rate", "0.5"],
+    ],
+)
+def test_with_other_arguments_nothing_is_compared(run, capsys, arguments):
+    run(*arguments)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_with_less_data_nothing_is_compared(run, capsys):
+    run(minibatches=(83, 16, 16))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def no_mnist(monkeypatch, tmp_path):
+    """MNIST neither on this machine nor on its only mirror, a port of this machine where nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(download, "MIRRORS", (f"http://127.0.0.1:{port}/",))
+    monkeypatch.setattr(datasets, "_own_folder", lambda: tmp_path / "own")
+    monkeypatch.delenv("DEEPLEARNING_TUTORIAL_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def test_where_mnist_cannot_be_had_training_goes_on_with_the_sample_after_a_notice(
+    run, no_mnist, monkeypatch, capsys
+):
+    monkeypatch.chdir(no_mnist)
+    assert run()["dataset"] == datasets.sample_path()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "http://127.0.0.1:" in err and "refused" in err
+    [notice] = [line for line in err.splitlines() if line.startswith("NOTICE")]
+    assert "the sample of 5,000 digits" in notice and str(datasets.sample_path()) in notice
+    assert notice.endswith("Its figures do not compare with the tutorial's.")
+
+
+def test_a_data_set_that_was_asked_for_is_never_replaced_by_the_sample(
+    no_mnist, monkeypatch, capsys
+):
+    monkeypatch.chdir(no_mnist)
+    monkeypatch.setattr(sys, "argv", ["mlp.py", "--dataset", "mnist.pkl.gz"])
+    with pytensor.config.change_flags(floatX="float32"), pytest.raises(SystemExit) as ended:
+        command_line.run(mlp.test_mlp, mlp.__doc__, mlp.PUBLISHED, (1, 1, 1))
+    assert ended.value.code.startswith("DatasetNotFoundError: MNIST is not on this machine")
+    out, err = capsys.readouterr()
+    assert out == "" and "NOTICE" not in err
