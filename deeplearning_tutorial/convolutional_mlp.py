@@ -163,7 +163,7 @@ def evaluate_lenet5(
         filter_shape=(nkerns[1], nkerns[0], 5, 5),
         poolsize=(2, 2),
     )
-    layer2_input = layer1.output.flatten(2)
+    layer2_input = layer1.output.reshape((batch_size, nkerns[1] * 4 * 4))
     layer2 = HiddenLayer(rng, input=layer2_input, n_in=nkerns[1] * 4 * 4, n_out=500, activation=pt.tanh)
     layer3 = LogisticRegression(input=layer2.output, n_in=500, n_out=10)
     cost = layer3.negative_log_likelihood(y)

@@ -104,21 +104,24 @@ class _ConvMaxPoolGrad(_ConvMaxPoolOp):
 
 
 class ConvMaxPoolGradFilters(_ConvMaxPoolGrad):
-    """Gradient with respect to the filters, of which only the shape is used.
+    """Gradients with respect to the filters, of which only the shape is used, and to the bias.
 
     ``output_gradient`` is that of the pooled maps, before bias and tanh.
     """
 
     def make_node(self, input, filters, mask, output_gradient):
-        return Apply(self, [input, filters, mask, output_gradient], [filters.type()])
+        bias_gradient = tensor(dtype=filters.dtype, shape=filters.type.shape[:1])
+        return Apply(self, [input, filters, mask, output_gradient], [filters.type(), bias_gradient])
 
     def infer_shape(self, *args):
-        return [args[-1][1]]
+        filters_shape = args[-1][1]
+        return [filters_shape, filters_shape[:1]]
 
     def perform(self, node, inputs, outputs):
         gradient = self._conv_gradient(*inputs)
         op = plain_conv2d(Conv2dGradFilters, self.filter_flip)
         outputs[0][0] = _performed(op, *inputs[:2], gradient)
+        outputs[1][0] = inputs[3].sum(axis=(0, 2, 3))
 
 
 class ConvMaxPoolGradInput(_ConvMaxPoolGrad):

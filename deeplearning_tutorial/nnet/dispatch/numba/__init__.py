@@ -1,3 +1,9 @@
 """Numba kernels: each module mirrors the module of the Ops it implements."""
 
-from deeplearning_tutorial.nnet.dispatch.numba import conv, conv_pool, pool, shape_hint  # noqa: F401
+from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
+    conv,
+    conv_pool,
+    log_likelihood,
+    pool,
+    shape_hint,
+)

@@ -38,7 +38,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_nj
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, max_window
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 5
+CACHE_VERSION = 7
 
 
 @cache
@@ -72,7 +72,9 @@ def forward_block(window_rows, window_cols, tanh):
                         lines, col * window_cols * width, lines.shape[1] * width, width,
                         biases, width // layout.half,
                     )  # fmt: skip
-                    mask[b, row, col] = chosen[:n_filters]
+                    # A loop: Numba compiles string formatting into the assignment of a slice.
+                    for k in range(n_filters):
+                        mask[b, row, col, k] = chosen[k]
                 for k in range(n_filters):
                     for col in range(out_cols):
                         out[b, k, row, col] = pooled[col, k]
@@ -87,11 +89,13 @@ def filters_gradient_block(window_rows, window_cols):
     @parallel(
         lambda real: (
             LAYOUT, real[:, :, :, ::1], types.uint16[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
-            real[:, :, :, :, ::1],
+            real[:, :, :, :, ::1], types.float64[:, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols,
     )  # fmt: skip
-    def grad_filters_block(block, blocks, layout, input, mask, output_gradient, offsets, partial):
+    def grad_filters_block(
+        block, blocks, layout, input, mask, output_gradient, offsets, partial, partial_bias
+    ):
         out_rows, out_cols = output_gradient.shape[2:]
         cols, channels = layout.cols, layout.channels
         image = empty_image(layout, partial.shape[4], input)
@@ -102,10 +106,11 @@ def filters_gradient_block(window_rows, window_cols):
         for b in range(begin, end):
             load_image(layout, input[b], image)
             for k in range(layout.filters):
-                count = 0
+                count, total = 0, 0.0
                 for row in range(out_rows):
                     for col in range(out_cols):
                         factor = output_gradient[b, k, row, col]
+                        total += factor
                         bits = mask[b, row, col, k]
                         corner = (row * window_rows * cols + col * window_cols) * channels
                         # Each position is written down, and kept by counting it: no branch to mispredict.
@@ -114,6 +119,7 @@ def filters_gradient_block(window_rows, window_cols):
                                 pixels[count] = corner + (r * cols + c) * channels
                                 factors[count] = factor
                                 count += (bits >> (r * window_cols + c)) & 1
+                partial_bias[block, k] += total
                 add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, count)
 
     return grad_filters_block
@@ -182,8 +188,11 @@ def make_conv_max_pool(op, node, **kwargs):
     @kernel_njit
     def biased(input, filters, bias):
         layout = plain_layout(input, filters)
+        if len(bias) != layout.filters:
+            raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
         biases = np.zeros(in_halves(layout.filters, layout.half) * layout.half, input.dtype)
-        biases[: layout.filters] = bias
+        for k in range(layout.filters):
+            biases[k] = bias[k]
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
         mask = np.empty((len(input), rows, cols, layout.filters), np.uint16)
@@ -215,8 +224,16 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
         check_gradient(layout, ws, input, mask, output_gradient)
         partial, offsets = empty_partial(layout, filters), tap_offsets(layout, filters, (1, 1))
         input, mask = np.ascontiguousarray(input), np.ascontiguousarray(mask)
-        run_blocks(BLOCKS, layout, input, mask, np.ascontiguousarray(output_gradient), offsets, partial)
-        return sum_of_blocks(layout, partial, filters, flip)
+        partial_bias = np.zeros((BLOCKS, layout.filters))
+        output_gradient = np.ascontiguousarray(output_gradient)
+        run_blocks(BLOCKS, layout, input, mask, output_gradient, offsets, partial, partial_bias)
+        bias_gradient = np.empty(layout.filters, filters.dtype)
+        for k in range(layout.filters):
+            total = 0.0
+            for block in range(BLOCKS):
+                total += partial_bias[block, k]
+            bias_gradient[k] = total
+        return sum_of_blocks(layout, partial, filters, flip), bias_gradient
 
     return conv_max_pool_grad_filters, CACHE_VERSION
 

@@ -117,7 +117,7 @@ def parallel(arguments, version, *parameters):
     Parameters
     ----------
     arguments : callable
-        Takes a Numba float type; returns the Numba types of the arguments, the same in number and order.
+        Takes the Numba type of the first array of floats; returns the Numba types of all arguments.
     version : int
         PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.
     *parameters
@@ -146,7 +146,8 @@ def parallel(arguments, version, *parameters):
 
         @intrinsic
         def run(typingctx, blocks, *given):
-            [float_type] = {a.dtype for a in given if getattr(a, "dtype", None) in types.real_domain}
+            arrays = [argument for argument in given if isinstance(argument, types.Array)]
+            float_type = next(array.dtype for array in arrays if array.dtype in types.real_domain)
             name, frame_type = name_of(float_type), types.Tuple(arguments(float_type))
 
             def codegen(context, builder, signature, values):

@@ -1,16 +1,9 @@
-"""Rewrites of PyTensor graphs for the Numba back end.
+"""Recognise max-pooling of a convolution, and its gradients."""
 
-``conv_pool_fusion`` recognises max-pooling of a convolution, with its gradients, and puts the Ops of
-`deeplearning_tutorial.nnet.conv_pool` in their place. It is switched off like any of PyTensor's rewrites::
-
-    pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
-    PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion python ...
-"""
-
-from pytensor.compile.mode import optdb
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.scalar.basic import Add, Tanh
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.math import Sum
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.conv_pool import (
@@ -77,9 +70,20 @@ def _fuse(fgraph, pool_node):
     replacements = [(output, fused)]
     for node in conv_gradients:
         output_gradient = node.inputs[2].owner.inputs[2]
-        gradient = fused_gradients[node.op](*conv_node.inputs, mask, output_gradient)
-        replacements.append((node.out, gradient))
+        fused_node = fused_gradients[node.op].make_node(*conv_node.inputs, mask, output_gradient)
+        replacements.append((node.out, fused_node.outputs[0]))
+        if isinstance(fused_node.op, ConvMaxPoolGradFilters):
+            bias_gradient = fused_node.outputs[1]
+            replacements += [(s.out, bias_gradient) for s in _bias_gradients(fgraph, output_gradient)]
     fgraph.replace_all_validate(replacements, reason="conv_pool_fusion")
+
+
+def _bias_gradients(fgraph, output_gradient):
+    return [
+        node
+        for node in _clients(fgraph, output_gradient)
+        if isinstance(node.op, Sum) and node.op.axis == (0, 2, 3) and node.out.dtype == output_gradient.dtype
+    ]
 
 
 def _find_bias_and_tanh(fgraph, pooled, pool_gradients):
@@ -125,7 +129,3 @@ def _applies(variable, op_class):
 def _is_elemwise(node, scalar_op_class):
     return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, scalar_op_class)
 
-
-# Before the simplifications, which begin at 1: they would move the tanh past a reshape that follows it, and
-# leave one tanh for the output and another for the gradient.
-optdb.register("conv_pool_fusion", ConvPoolFusion(), "numba", position=0.7)

@@ -1,0 +1,57 @@
+"""Log-likelihood of labels under a softmax as one Op, which the rewrites put in place of five.
+
+Theano had such an Op too (``crossentropy_softmax_1hot``). Without it a softmax, its logarithm, advanced
+indexing and the gradients of all three are computed one after another.
+"""
+
+import numpy as np
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+from pytensor.tensor import tensor
+
+
+class LogLikelihood(Op):
+    """Compute ``log(softmax(x, axis=1))[arange(len(y)), y]`` and the softmax.
+
+    ``x`` is (batch, classes); ``y`` holds integers, of which a negative one counts from the last class.
+    """
+
+    __props__ = ()
+
+    def make_node(self, x, y):
+        return Apply(self, [x, y], [tensor(dtype=x.dtype, shape=y.type.shape), x.type()])
+
+    def infer_shape(self, *args):
+        *_, node, [x_shape, y_shape] = args
+        return [y_shape, x_shape]
+
+    def perform(self, node, inputs, outputs):
+        x, y = inputs
+        shifted = x - x.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        totals = exponentials.sum(axis=1, keepdims=True)
+        outputs[0][0] = (shifted - np.log(totals))[np.arange(len(y)), y]
+        outputs[1][0] = exponentials / totals
+
+
+class LogLikelihoodGrad(Op):
+    """Gradient of `LogLikelihood`'s first output with respect to x.
+
+    ``output_gradient`` is (batch,), or (1,) where all have the same.
+    """
+
+    __props__ = ()
+
+    def make_node(self, softmax, y, output_gradient):
+        return Apply(self, [softmax, y, output_gradient], [softmax.type()])
+
+    def infer_shape(self, *args):
+        return [args[-1][0]]
+
+    def perform(self, node, inputs, outputs):
+        softmax, y, output_gradient = inputs
+        n = len(y)
+        gradient = np.zeros_like(softmax)
+        gradient[:n] = -output_gradient[:, np.newaxis] * softmax[:n]
+        gradient[np.arange(n), y] += output_gradient
+        outputs[0][0] = gradient
