@@ -6,4 +6,5 @@ from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     log_likelihood,
     pool,
     shape_hint,
+    tanh,
 )

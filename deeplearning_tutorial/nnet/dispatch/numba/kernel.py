@@ -97,7 +97,7 @@ def _run(kernel, blocks, frame):
     child. There the blocks run one after another on the caller's thread. No block may depend on another one,
     so the results are the same.
     """
-    if _take_threads():
+    if blocks > 1 and _take_threads():
         _run_on_threads(kernel, blocks, frame)
         _release_threads()
     else:

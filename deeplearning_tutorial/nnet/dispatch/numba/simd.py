@@ -317,6 +317,29 @@ def gather_add(
     return signature, codegen
 
 
+@intrinsic
+def vector_tanh(typingctx, out, out_at, x, x_at, halves):
+    """Compute ``out[out_at + i] = tanh(x[x_at + i])`` for i in 0..halves * half - 1."""
+    signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, halves = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        [(vector, _)] = emitter.vectors(1)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+
+        def one_half(i, _sums):
+            at = builder.mul(i, _INDEX(emitter.half))
+            result = emitter.tanh(emitter.load(emitter.step(source, at), vector))
+            emitter.store(result, emitter.step(target, at))
+            return []
+
+        emitter.accumulate(halves, [], one_half)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @cache
 def max_window(window_rows, window_cols, tanh):
     """Make the intrinsic that pools a window of ``window_rows * window_cols`` positions, for all filters."""

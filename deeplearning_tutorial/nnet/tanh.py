@@ -1,0 +1,20 @@
+"""The hyperbolic tangent as an Op of its own, which the rewrites put in place of the elementwise one."""
+
+import numpy as np
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+
+
+class VectorTanh(Op):
+    """Compute ``tanh(x)``, vector by vector where the elementwise Op calls a function for each element."""
+
+    __props__ = ()
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type()])
+
+    def infer_shape(self, *args):
+        return args[-1]
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = np.tanh(inputs[0])
