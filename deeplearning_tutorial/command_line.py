@@ -5,7 +5,9 @@ import inspect
 import sys
 
 import docstring_parser
+import numba
 import pytensor
+from threadpoolctl import threadpool_limits
 
 from deeplearning_tutorial import datasets
 
@@ -27,6 +29,8 @@ def run(function, description, published, minibatches):
     """
     arguments = vars(_parser(function, description).parse_args())
     _set_floatX(arguments.pop("floatX", None))
+    if "threads" in arguments:
+        _set_threads(arguments.pop("threads"))
     defaults_used = not arguments.keys() - {"dataset", "save"}
     try:
         if "dataset" not in arguments:
@@ -64,6 +68,14 @@ def _parser(function, description):
         default=argparse.SUPPRESS,
         help="Precision (default: float32, unless PyTensor's own configuration sets it).",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        choices=range(1, numba.config.NUMBA_NUM_THREADS + 1),
+        default=argparse.SUPPRESS,
+        help="Threads of the kernels and of BLAS (default: one per core, or what NUMBA_NUM_THREADS and "
+        "OPENBLAS_NUM_THREADS say).",
+    )
     return parser
 
 
@@ -83,6 +95,14 @@ def _set_floatX(floatX):
         untouched = pytensor.config._config_var_dict["floatX"].is_default
         floatX = "float32" if untouched else pytensor.config.floatX
     pytensor.config.floatX = floatX
+
+
+def _set_threads(threads):
+    # Its BLAS is the one that Numba calls; only libraries that are loaded can be limited.
+    import scipy.linalg  # noqa: F401
+
+    numba.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _mnist_or_sample():

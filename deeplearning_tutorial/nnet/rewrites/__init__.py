@@ -2,17 +2,18 @@
 
 ``conv_pool_fusion`` recognises max-pooling of a convolution, with bias, tanh and gradients;
 ``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient. They put one Op in
-the place of several. ``vector_tanh`` puts a faster tanh in place of the others. They are switched off like
-any of PyTensor's rewrites::
+the place of several. ``vector_tanh`` and ``matrix_product`` put a faster tanh, and a product of matrices that
+shares the kernels' threads, in place of PyTensor's. They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
-    PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:log_likelihood_fusion:vector_tanh python ...
+    PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
 """
 
 from pytensor.compile.mode import optdb
 
 from deeplearning_tutorial.nnet.rewrites.conv_pool import ConvPoolFusion
 from deeplearning_tutorial.nnet.rewrites.log_likelihood import LogLikelihoodFusion
+from deeplearning_tutorial.nnet.rewrites.matrix_product import MatrixProductRewriter
 from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 
 # Before all simplifications, which begin at 0.6: the graph then still is what ``grad`` wrote. They would
@@ -21,3 +22,5 @@ from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 optdb.register("conv_pool_fusion", ConvPoolFusion(), "numba", position=0.5)
 optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position=0.5)
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
+# After the simplifications of products, before elementwise Ops are merged into loops, at 48.
+optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)

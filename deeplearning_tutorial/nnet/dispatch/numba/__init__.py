@@ -4,6 +4,7 @@ from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     conv,
     conv_pool,
     log_likelihood,
+    matrix_product,
     pool,
     shape_hint,
     tanh,

@@ -11,7 +11,7 @@ from functools import cache
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import config
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 _INDEX = ir.IntType(64)
@@ -312,6 +312,24 @@ def gather_add(
         }
         key = builder.add(builder.mul(n_rows, _INDEX(GATHER_HALVES + 1)), halves)
         emitter.choose(key, cases, emit)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def copy_elements(typingctx, out, out_at, x, x_at, count):
+    """Copy ``x[x_at : x_at + count]`` to ``out[out_at : out_at + count]``, both flat and of one data type.
+
+    Numba compiles much more into the assignment of a slice, and a loop checks each index for its sign.
+    """
+    signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, count = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        cgutils.raw_memcpy(builder, target, source, count, emitter.itemsize)
         return context.get_dummy_value()
 
     return signature, codegen
