@@ -7,6 +7,8 @@ shares the kernels' threads, in place of PyTensor's. They are switched off like 
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
+
+The flag acts on PyTensor's default mode, not on one that ``mode=`` names.
 """
 
 from pytensor.compile.mode import optdb

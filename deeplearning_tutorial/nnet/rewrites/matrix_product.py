@@ -12,6 +12,9 @@ def matrix_product(fgraph, node):
     a, b = node.inputs
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.dtype not in ("float32", "float64"):
         return None
+    # A vector as a matrix of one row or column would fill a fraction of each tile.
+    if a.type.shape[0] == 1 or b.type.shape[1] == 1:
+        return None
     return [MatrixProduct()(a, b)]
 
 

@@ -19,7 +19,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 BLOCKS = 64
 
@@ -62,8 +62,8 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
         raise NotImplementedError("pad must be less than ws", (pad[0], pad[1]), (ws[0], ws[1]))
     rows, cols = x.shape[-2:]
     maps = 1
-    for length in x.shape[:-2]:
-        maps *= length
+    for axis in range(x.ndim - 2):
+        maps *= x.shape[axis]
     divisor = 1
     if divide:
         divisor = ws[0] * ws[1] if count_padding and ignore_border else 0
@@ -177,8 +177,8 @@ def take_from_maxima(layout, i, row, col, top, bottom, left, right, x, maxima, c
 def as_maps(x):
     """View (..., rows, cols) as (maps, rows, cols)."""
     maps = 1
-    for length in x.shape[:-2]:
-        maps *= length
+    for axis in range(x.ndim - 2):
+        maps *= x.shape[axis]
     return np.ascontiguousarray(x).reshape((maps, x.shape[-2], x.shape[-1]))
 
 

@@ -1,0 +1,91 @@
+import itertools
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.compile.mode import get_mode
+
+from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+
+RNG = np.random.default_rng(8)
+
+
+def ops_of(function):
+    return [type(node.op) for node in function.maker.fgraph.apply_nodes]
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def product(request):
+    a, b = pt.matrix("a", dtype=request.param), pt.matrix("b", dtype=request.param)
+    f = pytensor.function([a, b], pt.dot(a, b), mode="NUMBA")
+    assert ops_of(f) == [MatrixProduct]
+    return f, request.param
+
+
+def check(f, a, b):
+    """Compare with a product in higher precision, within the bound on the error of a sum."""
+    exact = a.astype("longdouble") @ b.astype("longdouble")
+    bound = np.abs(a).astype("float64") @ np.abs(b).astype("float64") * len(b) * np.finfo(a.dtype).eps
+    result = f(a, b)
+    assert result.shape == exact.shape and result.dtype == a.dtype
+    assert np.all(np.abs(result - exact) <= bound)
+
+
+def test_a_case_worked_by_hand(product):
+    f, dtype = product
+    a, b = np.array([[1, 2, 3], [4, 5, 6]], dtype), np.array([[1, 0], [0, 1], [10, 100]], dtype)
+    np.testing.assert_array_equal(f(a, b), [[31, 302], [64, 605]])
+
+
+def test_every_size_around_the_tiles_in_every_memory_order(product):
+    f, dtype = product
+    for rows, inner, cols in itertools.product(
+        (0, 1, 3, 4, 5, 131, 258), (0, 1, 7, 50), (0, 1, 7, 8, 9, 17, 64, 65, 130)
+    ):
+        a, b = RNG.normal(size=(rows, inner)).astype(dtype), RNG.normal(size=(inner, cols)).astype(dtype)
+        check(f, a, b)
+        check(f, np.asfortranarray(a), b)
+        check(f, a, np.asfortranarray(b))
+        check(f, np.asfortranarray(a), np.asfortranarray(b))
+
+
+def test_strided_views_are_taken(product):
+    f, dtype = product
+    a, b = RNG.normal(size=(40, 60)).astype(dtype), RNG.normal(size=(60, 45)).astype(dtype)
+    check(f, a[::2, ::-3], b[::3, ::-2])
+    check(f, a[:, 5:25], b[20:40, 3:40])
+
+
+def test_nan_and_infinity_stay_in_their_row_and_column(product):
+    f, dtype = product
+    a, b = np.ones((6, 5), dtype), np.ones((5, 11), dtype)
+    a[2, 3], b[1, 7] = np.nan, np.inf
+    expected = np.full((6, 11), 5, dtype)
+    expected[:, 7], expected[2] = np.inf, np.nan
+    np.testing.assert_array_equal(f(a, b), expected)
+
+
+def test_lengths_that_do_not_fit_are_refused(product):
+    f, dtype = product
+    with pytest.raises(ValueError, match="columns of one matrix are not the rows of the other"):
+        f(np.ones((2, 3), dtype), np.ones((4, 2), dtype))
+
+
+def test_gradients_are_products_too():
+    a, b, g = pt.matrices("a", "b", "g")
+    f = pytensor.function(
+        [a, b, g], pytensor.grad((pt.dot(a, b) * g).sum(), [a, b]), mode="NUMBA", allow_input_downcast=True
+    )
+    assert ops_of(f).count(MatrixProduct) == 2
+    values = [RNG.normal(size=shape).astype(a.dtype) for shape in ((5, 7), (7, 3), (5, 3))]
+    for result, expected in zip(f(*values), (values[2] @ values[1].T, values[0].T @ values[2]), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_products_and_an_excluded_rewrite_stay_with_pytensor():
+    matrix, vector, integers = pt.dmatrix(), pt.dvector(), pt.lmatrix()
+    for a, b in ((matrix, vector), (vector, matrix), (vector, vector), (integers, integers)):
+        assert MatrixProduct not in ops_of(pytensor.function([*{a, b}], pt.dot(a, b), mode="NUMBA"))
+    mode = get_mode("NUMBA").excluding("matrix_product")
+    assert MatrixProduct not in ops_of(pytensor.function([matrix], pt.dot(matrix, matrix), mode=mode))
