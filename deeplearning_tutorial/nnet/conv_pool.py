@@ -27,7 +27,8 @@ class _ConvMaxPoolOp(Op):
         (window_rows, window_cols), (rows, cols) = self.ws, lengths
         whole = maps[:, :, : rows * window_rows, : cols * window_cols]
         split = whole.reshape(*maps.shape[:2], rows, window_rows, cols, window_cols)
-        return split.transpose(0, 1, 2, 4, 3, 5).reshape(*maps.shape[:2], rows, cols, window_rows * window_cols)
+        positions = window_rows * window_cols
+        return split.transpose(0, 1, 2, 4, 3, 5).reshape(*maps.shape[:2], rows, cols, positions)
 
 
 class ConvMaxPool(_ConvMaxPoolOp):
