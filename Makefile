@@ -1,7 +1,8 @@
 # make run                     train LeNet with the tutorial's defaults
 # make run ARGS="--n-epochs 2" the same with arguments
 # make test                    run the tests
-# make bench                   time LeNet's training step beside PyTorch's
+# make bench                   time the networks beside PyTorch and JAX
+# make bench ARGS="lenet-step" the same for a case alone
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +23,7 @@ test: $(TESTS)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(BENCH)
-	$(BIN)/python benchmarks/lenet_step.py $(ARGS)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
