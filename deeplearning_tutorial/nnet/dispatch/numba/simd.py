@@ -318,6 +318,16 @@ def gather_add(
 
 
 @intrinsic
+def trailing_zeros(typingctx, bits):
+    """Position of the lowest bit of a uint64 that is set; at least one must be."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
 def copy_elements(typingctx, out, out_at, x, x_at, count):
     """Copy ``x[x_at : x_at + count]`` to ``out[out_at : out_at + count]``, both flat and of one data type.
 
