@@ -13,7 +13,7 @@ PACKAGE := $(VENV)/.installed
 TESTS := $(VENV)/.installed-test
 BENCH := $(VENV)/.installed-bench
 
-.PHONY: run test lint bench clean
+.PHONY: run test bench clean
 
 run: $(PACKAGE)
 	@$(BIN)/python -m deeplearning_tutorial.convolutional_mlp $(ARGS)
