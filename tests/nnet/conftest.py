@@ -1,16 +1,41 @@
+import importlib
 import os
+import warnings
 
 import pytest
 from pytensor.compile.mode import Mode
 
 # Warnings are errors in the tests, and PyTensor warns of an Op that Numba would run in object mode: a
 # function that compiles for Numba has a native kernel for each of its Ops.
-MODES = {"py": Mode(linker="py", optimizer="fast_run"), "NUMBA": "NUMBA"}
+MODES = {"py": Mode(linker="py", optimizer="fast_run"), "NUMBA": "NUMBA", "JAX": "JAX", "PYTORCH": "PYTORCH"}
+NEEDED_MODULES = {"JAX": "jax", "PYTORCH": "torch"}
+IMPOSSIBLE = {
+    ("PYTORCH", "test_conv.py", "test_arrays_in_any_memory_order_are_taken"): (
+        "PyTensor takes no slice with a negative step to PyTorch"
+    ),
+}
 
 
 @pytest.fixture(params=MODES)
 def mode(request):
-    return MODES[request.param]
+    name = request.param
+    reason = IMPOSSIBLE.get((name, request.path.name, request.node.originalname))
+    if reason is not None:
+        request.applymarker(pytest.mark.xfail(strict=True, raises=NotImplementedError, reason=reason))
+    if name in NEEDED_MODULES and "DEEPLEARNING_TUTORIAL_ALL_BACK_ENDS" not in os.environ:
+        pytest.importorskip(NEEDED_MODULES[name])
+    if name != "PYTORCH":
+        yield MODES[name]
+        return
+    with warnings.catch_warnings():
+        # PyTorch's compiler uses what PyTorch deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")
+    import torch
+
+    # It takes seconds for each function, and leaves our Ops alone. In test_pytorch.py it does compile.
+    with torch.compiler.set_stance("force_eager"):
+        yield MODES[name]
 
 
 @pytest.fixture

@@ -1,6 +1,39 @@
 """Implementations of the Ops for PyTensor's back ends, one package or module per back end.
 
-Numba is PyTensor's default, so its kernels are registered at once.
+Numba is PyTensor's default, so its kernels are registered at once. JAX and PyTorch are neither needed nor
+imported until a function is compiled for them: PyTensor then imports its package of conversions, and ours
+follow. PyTensor offers no entry point for this. An import hook also serves those who call
+``jax_funcify`` themselves, and replaces nothing of PyTensor's.
 """
 
-from deeplearning_tutorial.nnet.dispatch import numba  # noqa: F401
+import sys
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+from deeplearning_tutorial.nnet.dispatch import known_lengths, numba  # noqa: F401
+
+FOLLOWERS = {f"pytensor.link.{name}.dispatch": f"{__name__}.{name}" for name in ("jax", "pytorch")}
+
+
+class _Follow(MetaPathFinder):
+    """Import each of FOLLOWERS right after what it follows."""
+
+    def find_spec(self, name, path, target=None):
+        if name not in FOLLOWERS:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        exec_module = spec.loader.exec_module
+
+        def exec_both(module):
+            exec_module(module)
+            import_module(FOLLOWERS[name])
+
+        spec.loader.exec_module = exec_both
+        return spec
+
+
+sys.meta_path.insert(0, _Follow())
+for _followed, _follower in FOLLOWERS.items():
+    if _followed in sys.modules:
+        import_module(_follower)
