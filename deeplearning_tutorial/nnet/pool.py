@@ -4,6 +4,7 @@ The Ops' ``perform`` methods are the reference implementation, in NumPy.
 """
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pytensor.tensor as pt
@@ -48,6 +49,43 @@ def check_pool_geometry(ignore_border, ws, stride, pad):
         raise NotImplementedError(f"pad={pad} is not smaller than the window ws={ws}; use less padding")
 
 
+def window_layout(lengths, out_lengths, geometry):
+    """Locate every window, and the padding that makes each of them whole.
+
+    Parameters
+    ----------
+    lengths, out_lengths : sequence of two ints
+        Rows and columns of x, and of the windows.
+    geometry : sequence of two triples of ints
+        (window, stride, pad) per axis.
+
+    Returns
+    -------
+    widths : list of two pairs of ints
+        What to put before and after x, per axis.
+    elements : list of tuple
+        ``padded[elements[k]]`` holds element k of every window, shape ``(..., rows', cols')``.
+    inside : tuple
+        ``padded[inside]`` is x.
+    """
+    axes = list(zip(lengths, out_lengths, geometry, strict=True))
+    widths = [
+        (pad, max(0, (n - 1) * stride + window - length - pad)) for length, n, (window, stride, pad) in axes
+    ]
+    elements = [
+        (
+            ...,
+            *(
+                slice(first, first + (n - 1) * stride + 1, stride) if n else slice(0)
+                for first, (_, n, (_, stride, _)) in zip(element, axes, strict=True)
+            ),
+        )
+        for element in product(*(range(window) for window, _, _ in geometry))
+    ]
+    inside = (..., *(slice(before, before + n) for (before, _), n in zip(widths, lengths, strict=True)))
+    return widths, elements, inside
+
+
 class _PoolOp(Op):
     """What pooling and its gradients share: window, stride and padding, fixed or given as inputs.
 
@@ -90,28 +128,9 @@ class _PoolOp(Op):
         return list(zip(*geometry, strict=True))
 
     def _padded(self, x, fill, inputs, out_lengths):
-        """Put ``fill`` around x, so that every window is whole.
-
-        Returns ``(padded, elements, inside)``: ``padded[elements[k]]`` holds element k of every window,
-        shape ``(..., rows', cols')``, and ``padded[inside]`` is x.
-        """
-        geometry = self._geometry(inputs)
-        widths = [
-            (pad, max(0, (n - 1) * stride + window - length - pad))
-            for length, n, (window, stride, pad) in zip(x.shape[-2:], out_lengths, geometry, strict=True)
-        ]
+        """Put ``fill`` around x; return it with `window_layout`'s ``elements`` and ``inside``."""
+        widths, elements, inside = window_layout(x.shape[-2:], out_lengths, self._geometry(inputs))
         padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + widths, constant_values=fill)
-        elements = [
-            (
-                ...,
-                *(
-                    slice(first, first + (n - 1) * stride + 1, stride) if n else slice(0)
-                    for first, n, (_, stride, _) in zip(element, out_lengths, geometry, strict=True)
-                ),
-            )
-            for element in np.ndindex(*(window for window, _, _ in geometry))
-        ]
-        inside = (..., *(slice(p, p + n) for (p, _), n in zip(widths, x.shape[-2:], strict=True)))
         return padded, elements, inside
 
 

@@ -20,13 +20,13 @@ from deeplearning_tutorial.nnet.conv import (
     conv_pads,
 )
 from deeplearning_tutorial.nnet.dispatch.known_lengths import LengthOfLengths
-from deeplearning_tutorial.nnet.dispatch.windows import window_layout
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
     MaxPoolGrad,
     MaxPoolGradGrad,
     Pool,
     pool_output_length,
+    window_layout,
 )
 from deeplearning_tutorial.nnet.shape_hint import ShapeHint
 
