@@ -1,8 +1,10 @@
 """Convolution and max-pooling as one Op, which the rewrites put in place of the two.
 
-The full output of the convolution is never written. For each pooling window a mask remembers which positions
-held the maximum, so the gradients visit just those.
+The full output of the convolution is never written. For each position of each pooling window a mask remembers
+which filters have their maximum there, so the gradients visit just those.
 """
+
+from math import prod
 
 import numpy as np
 from pytensor.graph.basic import Apply
@@ -12,8 +14,11 @@ from pytensor.tensor import tensor
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.pool import pool_output_length
 
-MASK_BITS = 16
-"""Positions that a window may have at most: one bit of the mask each."""
+MAX_POSITIONS = 16
+"""Positions that a window may have at most: the kernels hold them all in registers."""
+
+WORD_BITS = 64
+"""Filters that a word of the mask stands for."""
 
 
 def plain_conv2d(op_class, filter_flip):
@@ -35,7 +40,8 @@ class ConvMaxPool(_ConvMaxPoolOp):
     """Compute ``pool_2d(conv2d(input, filters), ws, ignore_border=True)``, plus bias, through tanh.
 
     Outputs the pooled maps, ``(batch, filters, rows', cols')``, and the masks of the maxima, ``(batch, rows',
-    cols', filters)`` of uint16: bit ``r * ws[1] + c`` stands for row r, column c of the window.
+    cols', ws[0] * ws[1], words)`` of uint64: position ``r * ws[1] + c`` is row r, column c of the window, and
+    bit f of word w stands for filter ``64 * w + f``.
     """
 
     __props__ = ("filter_flip", "ws", "bias", "tanh")
@@ -48,12 +54,13 @@ class ConvMaxPool(_ConvMaxPoolOp):
 
     def make_node(self, input, filters, *bias):
         batch, n_filters, *lengths = self._output_shape(input.type.shape, filters.type.shape)
+        words = None if n_filters is None else mask_words(n_filters)
         return Apply(
             self,
             [input, filters, *bias],
             [
                 tensor(dtype=input.dtype, shape=(batch, n_filters, *lengths)),
-                tensor(dtype="uint16", shape=(batch, *lengths, n_filters)),
+                tensor(dtype="uint64", shape=(batch, *lengths, prod(self.ws), words)),
             ],
         )
 
@@ -71,76 +78,101 @@ class ConvMaxPool(_ConvMaxPoolOp):
             for n, k, window in zip(input_shape[2:], filters_shape[2:], self.ws, strict=True)
         )
         batch, n_filters = input_shape[0], filters_shape[0]
-        return [(batch, n_filters, rows, cols), (batch, rows, cols, n_filters)]
+        return [(batch, n_filters, rows, cols), (batch, rows, cols, prod(self.ws), mask_words(n_filters))]
 
     def perform(self, node, inputs, outputs):
         input, filters, *bias = inputs
         maps = _performed(plain_conv2d(Conv2d, self.filter_flip), input, filters)
         windows = self._windows(maps, self._output_shape(input.shape, filters.shape)[2:])
         maxima = windows.max(axis=-1)
-        bits = (windows == maxima[..., np.newaxis]) << np.arange(windows.shape[-1])
+        chosen = (windows == maxima[..., np.newaxis]).transpose(0, 2, 3, 4, 1)
         if self.bias:
             maxima = maxima + bias[0][:, np.newaxis, np.newaxis]
         outputs[0][0] = np.tanh(maxima) if self.tanh else maxima
-        outputs[1][0] = np.ascontiguousarray(bits.sum(axis=-1).astype("uint16").transpose(0, 2, 3, 1))
+        outputs[1][0] = _as_words(chosen)
 
 
 class _ConvMaxPoolGrad(_ConvMaxPoolOp):
-    __props__ = ("filter_flip", "ws")
+    """``output_gradient`` is that of the pooled maps, before the bias.
 
-    def __init__(self, filter_flip, ws):
+    With ``tanh`` it is that of `ConvMaxPool`'s output after tanh, which is then given too.
+    """
+
+    __props__ = ("filter_flip", "ws", "tanh")
+
+    def __init__(self, filter_flip, ws, tanh=False):
         self.filter_flip = filter_flip
         self.ws = ws
+        self.tanh = tanh
 
-    def _conv_gradient(self, input, filters, mask, output_gradient):
+    def _pooled_gradient(self, output_gradient, output=None):
+        return output_gradient * (1 - output**2) if self.tanh else output_gradient
+
+    def _conv_gradient(self, input, filters, mask, pooled_gradient):
         """Gradient of the convolution's output: that of each window at the window's maxima, else zero."""
         lengths = [n - k + 1 for n, k in zip(input.shape[2:], filters.shape[2:], strict=True)]
         gradient = np.zeros((len(input), len(filters), *lengths), input.dtype)
-        for position, (row, col) in enumerate(np.ndindex(*self.ws)):
-            chosen = (mask.transpose(0, 3, 1, 2) >> position) & 1
-            rows, cols = mask.shape[1:3]
-            here = gradient[:, :, row :: self.ws[0], col :: self.ws[1]][:, :, :rows, :cols]
-            here[:] = np.where(chosen, output_gradient, 0)
+        chosen = _from_words(mask, len(filters)).transpose(3, 0, 4, 1, 2)
+        rows, cols = mask.shape[1:3]
+        for (row, col), here in zip(np.ndindex(*self.ws), chosen, strict=True):
+            part = gradient[:, :, row :: self.ws[0], col :: self.ws[1]][:, :, :rows, :cols]
+            part[:] = np.where(here, pooled_gradient, 0)
         return gradient
 
 
 class ConvMaxPoolGradFilters(_ConvMaxPoolGrad):
-    """Gradients with respect to the filters, of which only the shape is used, and to the bias.
+    """Gradients with respect to the filters, of which only the shape is used, and to the bias."""
 
-    ``output_gradient`` is that of the pooled maps, before bias and tanh.
-    """
-
-    def make_node(self, input, filters, mask, output_gradient):
+    def make_node(self, input, filters, mask, output_gradient, *output):
         bias_gradient = tensor(dtype=filters.dtype, shape=filters.type.shape[:1])
-        return Apply(self, [input, filters, mask, output_gradient], [filters.type(), bias_gradient])
+        return Apply(
+            self, [input, filters, mask, output_gradient, *output], [filters.type(), bias_gradient]
+        )
 
     def infer_shape(self, *args):
         filters_shape = args[-1][1]
         return [filters_shape, filters_shape[:1]]
 
     def perform(self, node, inputs, outputs):
-        gradient = self._conv_gradient(*inputs)
-        op = plain_conv2d(Conv2dGradFilters, self.filter_flip)
-        outputs[0][0] = _performed(op, *inputs[:2], gradient)
-        outputs[1][0] = inputs[3].sum(axis=(0, 2, 3))
+        input, filters, mask, *output = inputs
+        pooled_gradient = self._pooled_gradient(*output)
+        gradient = self._conv_gradient(input, filters, mask, pooled_gradient)
+        outputs[0][0] = _performed(plain_conv2d(Conv2dGradFilters, self.filter_flip), input, filters, gradient)
+        outputs[1][0] = pooled_gradient.sum(axis=(0, 2, 3))
 
 
 class ConvMaxPoolGradInput(_ConvMaxPoolGrad):
-    """Gradient with respect to the input, of which only the shape is used.
+    """Gradient with respect to the input, of which only the shape is used."""
 
-    ``output_gradient`` is that of the pooled maps, before bias and tanh.
-    """
-
-    def make_node(self, input, filters, mask, output_gradient):
-        return Apply(self, [input, filters, mask, output_gradient], [input.type()])
+    def make_node(self, input, filters, mask, output_gradient, *output):
+        return Apply(self, [input, filters, mask, output_gradient, *output], [input.type()])
 
     def infer_shape(self, *args):
         return [args[-1][0]]
 
     def perform(self, node, inputs, outputs):
-        gradient = self._conv_gradient(*inputs)
-        op = plain_conv2d(Conv2dGradInput, self.filter_flip)
-        outputs[0][0] = _performed(op, *inputs[:2], gradient)
+        input, filters, mask, *output = inputs
+        gradient = self._conv_gradient(input, filters, mask, self._pooled_gradient(*output))
+        outputs[0][0] = _performed(plain_conv2d(Conv2dGradInput, self.filter_flip), input, filters, gradient)
+
+
+def mask_words(n_filters):
+    """Return how many words of a mask ``n_filters`` need."""
+    return (n_filters + WORD_BITS - 1) // WORD_BITS
+
+
+def _as_words(chosen):
+    """Pack booleans, one for each filter in the last axis, into words."""
+    n_bytes = mask_words(chosen.shape[-1]) * (WORD_BITS // 8)
+    packed = np.packbits(chosen, axis=-1, bitorder="little")
+    padded = np.zeros((*chosen.shape[:-1], n_bytes), np.uint8)
+    padded[..., : packed.shape[-1]] = packed
+    return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def _from_words(mask, n_filters):
+    words = np.ascontiguousarray(mask, "<u8")
+    return np.unpackbits(words.view(np.uint8), axis=-1, count=n_filters, bitorder="little")
 
 
 def _performed(op, *arrays):

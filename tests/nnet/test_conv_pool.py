@@ -142,7 +142,7 @@ def lengths(rng, ws):
     """Draw the lengths of a case, as often as not 1, odd, or one off a vector's."""
     batch = rng.choice([1, 2, 3, 5, 17, 33])
     channels = rng.choice([1, 2, 3, 5, 7, 20])
-    n_filters = rng.choice([1, 3, 4, 7, 8, 9, 15, 17, 20, 31, 33, 50])
+    n_filters = rng.choice([1, 3, 4, 7, 8, 9, 15, 17, 20, 31, 33, 50, 64, 65, 130])
     filter_lengths = rng.integers(1, 8, 2)
     # From a single window to several with a rest.
     image = filter_lengths - 1 + ws * rng.integers(1, 5, 2) + rng.integers(ws)
@@ -183,6 +183,17 @@ def check_what_is_not_finite(f, ws, flip, dtype):
         results = f(x, w, g)
     for name, result, expected in zip(("maxima", "x"), results[:2], (maxima, gx), strict=True):
         np.testing.assert_array_equal(result, expected, err_msg=name)
+    # Where all pixels are zero the kernels need not look further, but for this.
+    x, w = np.nan_to_num(x, nan=0, posinf=0, neginf=0), w.copy()
+    x[0] = 0
+    g[0, 3], w[5, 0, 0, 0] = -np.inf, np.inf
+    with np.errstate(invalid="ignore"):
+        maxima, _ = reference(x, w, ws, flip)
+        _, gw = reference_gradients(x, w, ws, flip, g)
+        results = f(x, w, g)
+    assert np.isnan(maxima[0, 5]).all() and np.isnan(gw[3]).all()
+    np.testing.assert_array_equal(results[0], maxima)
+    np.testing.assert_array_equal(results[2], gw)
 
 
 def check_counts_of_zero(f, ws, dtype):

@@ -1,5 +1,9 @@
 """Recognise max-pooling of a convolution, and its gradients."""
 
+from functools import cache
+
+import pytensor.tensor as pt
+from pytensor.gradient import pullback
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.scalar.basic import Add, Tanh
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -7,13 +11,14 @@ from pytensor.tensor.math import Sum
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.conv_pool import (
-    MASK_BITS,
+    MAX_POSITIONS,
     ConvMaxPool,
     ConvMaxPoolGradFilters,
     ConvMaxPoolGradInput,
     plain_conv2d,
 )
 from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
+from deeplearning_tutorial.nnet.rewrites.pattern import matches
 
 
 class ConvPoolFusion(GraphRewriter):
@@ -37,7 +42,7 @@ def _is_fusable_pool(node):
         and op.ws is not None
         and op.stride == op.ws
         and op.pad == (0, 0)
-        and op.ws[0] * op.ws[1] <= MASK_BITS
+        and op.ws[0] * op.ws[1] <= MAX_POSITIONS
         and _applies(node.inputs[0], Conv2d)
         and node.inputs[0].owner.op == plain_conv2d(Conv2d, node.inputs[0].owner.op.filter_flip)
     )
@@ -54,8 +59,8 @@ def _fuse(fgraph, pool_node):
     if any(node.op != expected or node.inputs[:2] != [maps, pooled] for node in pool_gradients):
         return
     fused_gradients = {
-        plain_conv2d(Conv2dGradFilters, flip): ConvMaxPoolGradFilters(flip, ws),
-        plain_conv2d(Conv2dGradInput, flip): ConvMaxPoolGradInput(flip, ws),
+        plain_conv2d(Conv2dGradFilters, flip): ConvMaxPoolGradFilters,
+        plain_conv2d(Conv2dGradInput, flip): ConvMaxPoolGradInput,
     }
     for node in conv_gradients:
         if node.op not in fused_gradients or node.inputs[:2] != conv_node.inputs:
@@ -69,21 +74,38 @@ def _fuse(fgraph, pool_node):
     )
     replacements = [(output, fused)]
     for node in conv_gradients:
-        output_gradient = node.inputs[2].owner.inputs[2]
-        fused_node = fused_gradients[node.op].make_node(*conv_node.inputs, mask, output_gradient)
+        pooled_gradient = node.inputs[2].owner.inputs[2]
+        output_gradient = _gradient_after_tanh(output, pooled_gradient) if tanh else None
+        last_inputs = [pooled_gradient] if output_gradient is None else [output_gradient, fused]
+        op = fused_gradients[node.op](flip, ws, tanh=output_gradient is not None)
+        fused_node = op.make_node(*conv_node.inputs, mask, *last_inputs)
         replacements.append((node.out, fused_node.outputs[0]))
-        if isinstance(fused_node.op, ConvMaxPoolGradFilters):
+        if isinstance(op, ConvMaxPoolGradFilters):
             bias_gradient = fused_node.outputs[1]
-            replacements += [(s.out, bias_gradient) for s in _bias_gradients(fgraph, output_gradient)]
+            replacements += [(s.out, bias_gradient) for s in _bias_gradients(fgraph, pooled_gradient)]
     fgraph.replace_all_validate(replacements, reason="conv_pool_fusion")
 
 
-def _bias_gradients(fgraph, output_gradient):
+def _bias_gradients(fgraph, pooled_gradient):
     return [
         node
-        for node in _clients(fgraph, output_gradient)
-        if isinstance(node.op, Sum) and node.op.axis == (0, 2, 3) and node.out.dtype == output_gradient.dtype
+        for node in _clients(fgraph, pooled_gradient)
+        if isinstance(node.op, Sum) and node.op.axis == (0, 2, 3) and node.out.dtype == pooled_gradient.dtype
     ]
+
+
+@cache
+def _tanh_gradient(type):
+    x, cotangent = type(), type()
+    return x, cotangent, pullback(pt.tanh(x), x, cotangent)
+
+
+def _gradient_after_tanh(output, gradient):
+    """Return the gradient of ``output``, a tanh, from which ``gradient`` before the tanh is computed, or None."""
+    [before] = output.owner.inputs
+    x, cotangent, pattern = _tanh_gradient(before.type)
+    found = {x: before}
+    return found[cotangent] if matches(pattern, gradient, found) else None
 
 
 def _find_bias_and_tanh(fgraph, pooled, pool_gradients):

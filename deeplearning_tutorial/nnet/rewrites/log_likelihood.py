@@ -3,10 +3,8 @@
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import pullback
-from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.tensor import TensorVariable
 from pytensor.tensor.special import Softmax
@@ -14,6 +12,7 @@ from pytensor.tensor.subtensor import AdvancedSubtensor
 from pytensor.tensor.type import integer_dtypes
 
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.rewrites.pattern import matches
 
 
 class LogLikelihoodFusion(GraphRewriter):
@@ -24,14 +23,14 @@ class LogLikelihoodFusion(GraphRewriter):
         for node in nodes:
             pattern = _pattern_of(node)
             found = {}
-            if pattern is None or not _matches(pattern.chosen, node.out, found):
+            if pattern is None or not matches(pattern.chosen, node.out, found):
                 continue
             x, y = found[pattern.x], found[pattern.y]
             chosen, softmax = LogLikelihood()(x, y)
             replacements = [(node.out, chosen)]
             for other in nodes:
                 found = {pattern.x: x, pattern.y: y}
-                if other.op == pattern.gradient.owner.op and _matches(pattern.gradient, other.out, found):
+                if other.op == pattern.gradient.owner.op and matches(pattern.gradient, other.out, found):
                     gradient = LogLikelihoodGrad()(softmax, y, _unspread(found[pattern.cotangent]))
                     replacements.append((other.out, gradient))
             fgraph.replace_all_validate(replacements, reason="log_likelihood_fusion")
@@ -74,20 +73,3 @@ def _pattern_of(node):
         return None
     [x] = softmax.inputs
     return _pattern(x.type, labels.type) if x.ndim == 2 and x.dtype in ("float32", "float64") else None
-
-
-def _matches(pattern, variable, found):
-    """Tell whether ``variable`` is computed as ``pattern`` is; note in ``found`` what stands for what."""
-    if pattern in found:
-        return found[pattern] is variable
-    found[pattern] = variable
-    if isinstance(pattern, Constant):
-        return isinstance(variable, Constant) and np.array_equal(pattern.data, variable.data)
-    if pattern.owner is None:
-        return variable.type.ndim == pattern.type.ndim and variable.type.dtype == pattern.type.dtype
-    if variable.owner is None or variable.owner.op != pattern.owner.op:
-        return False
-    inputs, pattern_inputs = variable.owner.inputs, pattern.owner.inputs
-    return len(inputs) == len(pattern_inputs) and all(
-        _matches(*pair, found) for pair in zip(pattern_inputs, inputs, strict=True)
-    )

@@ -26,16 +26,19 @@ from deeplearning_tutorial.nnet.conv import (
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+    BLOCK_SIDE,
     GATHER_HALVES,
     REGISTER_BYTES,
     TILE_COLUMNS,
     TILE_HALVES,
     convolve_tile,
+    copy_elements,
     gather_add,
+    transpose_block,
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -168,48 +171,62 @@ def empty_image(layout, extra, like):
 
 
 @kernel_njit
+def transpose(out, out_at, out_step, x, x_at, x_step, rows, cols):
+    """Set ``out[out_at + c * out_step + r]`` to ``x[x_at + r * x_step + c]``, both in flat offsets."""
+    if rows < BLOCK_SIDE or cols < BLOCK_SIDE:
+        for r in range(rows):
+            for c in range(cols):
+                copy_elements(out, out_at + c * out_step + r, x, x_at + r * x_step + c, 1)
+        return
+    # A block is always whole: the last one overlaps the one before.
+    for row in range(0, rows, BLOCK_SIDE):
+        r = min(row, rows - BLOCK_SIDE)
+        for col in range(0, cols, BLOCK_SIDE):
+            c = min(col, cols - BLOCK_SIDE)
+            transpose_block(out, out_at + c * out_step + r, out_step, x, x_at + r * x_step + c, x_step)
+
+
+@kernel_njit
 def load_image(layout, maps, image):
     """Copy (channels, rows, cols) into the flat image, inside its padding."""
     channels, rows, cols = maps.shape
-    for channel in range(channels):
-        for row in range(rows):
-            first = ((row + layout.top) * layout.cols + layout.left) * channels + channel
-            for col in range(cols):
-                image[first + col * channels] = maps[channel, row, col]
+    for row in range(rows):
+        first = ((row + layout.top) * layout.cols + layout.left) * channels
+        if channels == 1:
+            copy_elements(image, first, maps, row * cols, cols)
+        else:
+            transpose(image, first, channels, maps, row * cols, rows * cols, channels, cols)
 
 
 @kernel_njit
 def store_image(layout, image, maps):
     """Copy what is inside the padding back to (channels, rows, cols)."""
     channels, rows, cols = maps.shape
-    for channel in range(channels):
-        for row in range(rows):
-            first = ((row + layout.top) * layout.cols + layout.left) * channels + channel
-            for col in range(cols):
-                maps[channel, row, col] = image[first + col * channels]
+    for row in range(rows):
+        first = ((row + layout.top) * layout.cols + layout.left) * channels
+        transpose(maps, row * cols, rows * cols, image, first, channels, cols, channels)
 
 
 @kernel_njit
-def correlate_row(layout, image, row, weights, offsets, line):
-    """Compute one row of output positions for all filters of a group.
+def correlate_tile(layout, image, row, col, weights, offsets, line):
+    """Compute TILE_COLUMNS output positions of one row, from ``col`` on, for all filters of a group.
 
-    ``line`` receives (positions, filters), the positions padded to a multiple of TILE_COLUMNS. The last tile
-    reads some pixels too many; what comes of them is not used.
+    ``line`` receives them as (positions, filters). What lies right of the output comes of pixels of another
+    row, or past the image, and is not used.
     """
-    width = weights.shape[1]
+    width, line_width = weights.shape[1], line.shape[1]
     halves = width // layout.half
     filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     column = layout.stride_cols * layout.channels
-    first = row * layout.stride_rows * layout.cols * layout.channels
+    pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
     for filter_block in range(filter_blocks):
         begin, end = block_of(filter_block, filter_blocks, halves)
-        for col in range(0, len(line), TILE_COLUMNS):
-            convolve_tile(
-                line, col * width + begin * layout.half, width,
-                image, first + col * column, column,
-                weights, begin * layout.half, width,
-                offsets, end - begin,
-            )  # fmt: skip
+        convolve_tile(
+            line, col * line_width + begin * layout.half, line_width,
+            image, pixel, column,
+            weights, begin * layout.half, width,
+            offsets, end - begin,
+        )  # fmt: skip
 
 
 @kernel_njit
@@ -219,10 +236,10 @@ def padded_positions(positions):
 
 
 @kernel_njit
-def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, count):
+def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first, count):
     """Add the runs of pixels at ``offsets``, times ``factors``, to filter ``k``.
 
-    ``gradient`` is (filters, runs, taps of a run).
+    ``gradient`` is (filters, runs, taps of a run); of the other two only what is at ``first`` and after counts.
     """
     _, n_runs, length = gradient.shape
     halves = length // layout.half
@@ -233,7 +250,7 @@ def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, count)
             gather_add(
                 gradient, (k * n_runs + run) * length + begin * layout.half, length,
                 image, begin * layout.half, run_offsets, run, min(at_once, n_runs - run),
-                offsets, factors, 0, count, taken,
+                offsets, factors, first, count, taken,
             )  # fmt: skip
 
 
@@ -304,10 +321,11 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
         for group in range(layout.groups):
             load_image(layout, input[b, group * channels : (group + 1) * channels], image)
             for row in range(layout.out_rows):
-                correlate_row(layout, image, row, weights[group], offsets, line)
-                for k in range(n_filters):
-                    for col in range(layout.out_cols):
-                        out[b, group * n_filters + k, row, col] = line[col, k]
+                for col in range(0, len(line), TILE_COLUMNS):
+                    correlate_tile(layout, image, row, col, weights[group], offsets, line)
+                first = ((b * out.shape[1] + group * n_filters) * layout.out_rows + row) * layout.out_cols
+                map_size = layout.out_rows * layout.out_cols
+                transpose(out, first, map_size, line, 0, line.shape[1], layout.out_cols, n_filters)
 
 
 @parallel(
@@ -337,7 +355,7 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
                         pixels[count] = first + col * layout.stride_cols * channels
                         factors[count] = factor
                         count += factor != 0
-                add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, count)
+                add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, 0, count)
 
 
 @parallel(

@@ -11,17 +11,19 @@ from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2d
 from deeplearning_tutorial.nnet.conv_pool import (
+    WORD_BITS,
     ConvMaxPool,
     ConvMaxPoolGradFilters,
     ConvMaxPoolGradInput,
     plain_conv2d,
 )
+from deeplearning_tutorial.nnet.conv_pool import mask_words as words_of
 from deeplearning_tutorial.nnet.dispatch.numba.conv import (
     BLOCKS,
     LAYOUT,
     add_filters,
     add_pixels,
-    correlate_row,
+    correlate_tile,
     empty_image,
     empty_partial,
     in_halves,
@@ -33,54 +35,120 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv import (
     sum_of_blocks,
     tap_offsets,
     tap_weights,
+    transpose,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, max_window, trailing_zeros
+from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+    MASK_LANES,
+    TILE_COLUMNS,
+    copy_elements,
+    max_window,
+    trailing_zeros,
+)
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 12
+CACHE_VERSION = 14
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
+
+mask_words = kernel_njit(words_of)
+
+
+@kernel_njit
+def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols, image, skip, live):
+    """Note in ``live`` which pooling windows see a pixel other than zero; all, unless ``skip``.
+
+    Where all pixels are zero so is the convolution, with all maxima tied, and the filters' gradient. On
+    images of digits that are about half of the windows. Maps of features are dense, and not looked at.
+    """
+    if not skip:
+        live[:] = True
+        return
+    seen_rows = window_rows + filter_rows - 1
+    seen = (window_cols + filter_cols - 1) * layout.channels
+    length, step = layout.cols * layout.channels, window_cols * layout.channels
+    columns = np.empty(length, np.uint8)
+    for row in range(live.shape[0]):
+        columns[:] = 0
+        for r in range(row * window_rows, row * window_rows + seen_rows):
+            line = image[r * length : (r + 1) * length]
+            for i in range(length):
+                columns[i] |= line[i] != 0
+        for col in range(live.shape[1]):
+            alive = False
+            for i in range(col * step, col * step + seen):
+                alive |= columns[i] != 0
+            live[row, col] = alive
+
+
+@kernel_njit
+def all_finite(values):
+    """Tell whether none is infinite or NaN, which times zero would not be zero."""
+    finite = True
+    for value in values:
+        finite &= np.isfinite(value)
+    return finite
 
 
 @cache
 def forward_block(window_rows, window_cols, tanh):
     """Make the kernel that convolves and pools a block of images."""
     pool = max_window(window_rows, window_cols, tanh)
+    positions = window_rows * window_cols
 
     @parallel(
         lambda real: (
-            LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[::1],
-            real[:, :, :, ::1], types.uint16[:, :, :, ::1],
+            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
+            real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols, tanh,
     )  # fmt: skip
-    def conv_max_pool_block(block, blocks, layout, input, weights, offsets, biases, out, mask):
-        n_filters, width = layout.filters, weights.shape[1]
+    def conv_max_pool_block(block, blocks, layout, filter_shape, input, weights, offsets, biases, out, mask):
+        n_filters, lanes = layout.filters, len(biases)
         out_rows, out_cols = out.shape[2:]
+        words = mask.shape[4]
+        last_bits = ~np.uint64(0) >> np.uint64(WORD_BITS * words - n_filters)
         image = empty_image(layout, TILE_COLUMNS * layout.channels, input)
-        lines = np.empty((window_rows, padded_positions(out_cols * window_cols), width), input.dtype)
-        pooled = np.empty((out_cols, width), input.dtype)
-        chosen = np.empty(width, np.uint16)
+        live = np.empty((out_rows, out_cols), np.bool_)
+        skip = layout.channels <= FEW_CHANNELS and all_finite(weights.reshape(weights.size))
+        lines = np.zeros((window_rows, padded_positions(out_cols * window_cols), lanes), input.dtype)
+        pooled = np.empty((out_cols + 1, lanes), input.dtype)
+        # What pooling gives where the convolution is zero.
+        chosen = np.zeros(positions * words, np.uint64)
+        zero, n_octets = out_cols * lanes, lanes // MASK_LANES
+        pool(pooled, zero, chosen, 0, words, lines, 0, 0, 0, biases, n_octets)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
             load_image(layout, input[b], image)
+            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, live)
             for row in range(out_rows):
-                for r in range(window_rows):
-                    correlate_row(layout, image, row * window_rows + r, weights, offsets, lines[r])
+                for col in range(0, lines.shape[1], TILE_COLUMNS):
+                    alive = False
+                    for window in range(col // window_cols, (col + TILE_COLUMNS - 1) // window_cols + 1):
+                        alive |= live[row, min(window, out_cols - 1)]
+                    if alive:
+                        for r in range(window_rows):
+                            correlate_tile(
+                                layout, image, row * window_rows + r, col, weights, offsets, lines[r]
+                            )
                 for col in range(out_cols):
-                    pool(
-                        pooled, col * width, chosen, 0,
-                        lines, col * window_cols * width, lines.shape[1] * width, width,
-                        biases, width // layout.half,
-                    )  # fmt: skip
-                    # A loop: Numba compiles string formatting into the assignment of a slice.
-                    for k in range(n_filters):
-                        mask[b, row, col, k] = chosen[k]
-                for k in range(n_filters):
-                    for col in range(out_cols):
-                        out[b, k, row, col] = pooled[col, k]
+                    word = ((b * out_rows + row) * out_cols + col) * positions * words
+                    if live[row, col]:
+                        for p in range(positions):
+                            mask[b, row, col, p, words - 1] = 0
+                        pool(
+                            pooled, col * lanes, mask, word, words,
+                            lines, col * window_cols * lanes, lines.shape[1] * lanes, lanes,
+                            biases, n_octets,
+                        )  # fmt: skip
+                    else:
+                        copy_elements(pooled, col * lanes, pooled, zero, lanes)
+                        copy_elements(mask, word, chosen, 0, positions * words)
+                    for p in range(positions):
+                        mask[b, row, col, p, words - 1] &= last_bits
+                first = (b * n_filters * out_rows + row) * out_cols
+                transpose(out, first, out_rows * out_cols, pooled, 0, lanes, out_cols, n_filters)
 
     return conv_max_pool_block
 
@@ -96,87 +164,73 @@ def total_of(values):
 
 
 @kernel_njit
-def window_positions(window_rows, window_cols, cols, channels):
-    """Return the offsets of a window's positions in an image of ``cols`` columns, channels last."""
-    positions = np.empty(window_rows * window_cols, np.int32)
-    for r in range(window_rows):
-        for c in range(window_cols):
-            positions[r * window_cols + c] = (r * cols + c) * channels
-    return positions
-
-
-@kernel_njit
-def find_live_windows(layout, window_rows, window_cols, filter_rows, filter_cols, image, live):
-    """Write to ``live`` each pooling window that sees a pixel other than zero, and its corner; count them.
-
-    The others add nothing to the filters' gradient. On images of digits they are about half, those with the
-    most tied maxima. Maps of features are dense, and not looked at.
-    """
-    count = 0
-    seen_rows = window_rows + filter_rows - 1
-    seen = (window_cols + filter_cols - 1) * layout.channels
-    for row in range(layout.out_rows // window_rows):
-        for col in range(layout.out_cols // window_cols):
-            alive = layout.channels > FEW_CHANNELS
-            first = (row * window_rows * layout.cols + col * window_cols) * layout.channels
-            last = first + seen_rows * layout.cols * layout.channels
-            while not alive and first < last:
-                for at in range(first, first + seen):
-                    alive |= image[at] != 0
-                first += layout.cols * layout.channels
-            live[count, 0] = row * (layout.out_cols // window_cols) + col
-            live[count, 1] = (row * window_rows * layout.cols + col * window_cols) * layout.channels
-            count += alive
-    return count
+def load_gradient(tanh, output_gradient, output, pooled_gradient):
+    """Copy (filters, rows, cols) to (filters, windows), through the derivative of tanh where it joined."""
+    gradients = output_gradient.reshape(output_gradient.size)
+    outputs = output.reshape(output.size)
+    pooled_gradients = pooled_gradient.reshape(pooled_gradient.size)
+    for i in range(len(gradients)):
+        slope = 1 - outputs[i] * outputs[i] if tanh else pooled_gradient.dtype.type(1)
+        pooled_gradients[i] = gradients[i] * slope
 
 
 @cache
 def filters_gradient_block(window_rows, window_cols):
     """Make the kernel that sums the filters' gradient over a block of images into ``partial[block]``."""
+    positions = window_rows * window_cols
 
     @parallel(
         lambda real: (
-            LAYOUT, real[:, :, :, ::1], types.uint16[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
+            LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
+            types.uint64[:, :, :, :, ::1], real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
             real[:, :, :, :, ::1], types.float64[:, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols,
     )  # fmt: skip
     def grad_filters_block(
-        block, blocks, layout, input, mask, output_gradient, offsets, partial, partial_bias
-    ):
+        block, blocks, layout, filter_shape, tanh, input, mask, output_gradient, output, offsets, partial,
+        partial_bias,
+    ):  # fmt: skip
+        n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
-        cols, channels = layout.cols, layout.channels
         image = empty_image(layout, partial.shape[4], input)
         run_offsets = offsets[:: max(1, layout.run)].copy()
-        # Unsigned, for Numba checks signed indices for their sign.
-        live = np.empty((out_rows * out_cols + 1, 2), np.uint64)
-        one = np.uint64(1)
-        positions = window_positions(window_rows, window_cols, cols, channels)
-        gradients = output_gradient.reshape((len(input), layout.filters, out_rows * out_cols))
-        masks = mask.reshape((len(input), out_rows * out_cols, layout.filters))
-        filter_cols = layout.run // channels if channels else 0
-        filter_rows = len(run_offsets)
-        pixels = np.empty(out_rows * out_cols * window_rows * window_cols + 1, np.int32)
-        factors = np.empty(len(pixels), input.dtype)
+        live = np.empty((out_rows, out_cols), np.bool_)
+        gradients = np.empty((n_filters, out_rows * out_cols), input.dtype)
+        pixels = np.empty((n_filters, out_rows * out_cols * positions), np.int32)
+        factors = np.empty(pixels.shape, input.dtype)
+        counts = np.empty(n_filters, np.uint64)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
             load_image(layout, input[b], image)
-            n_live = find_live_windows(
-                layout, window_rows, window_cols, filter_rows, filter_cols, image, live
-            )
-            for k in range(layout.filters):
-                partial_bias[block, k] += total_of(gradients[b, k])
-                count = 0
-                for n in range(n_live):
-                    window, corner = live[n, 0], np.int64(live[n, 1])
-                    bits = np.uint64(masks[b, window, k])
-                    # Nearly always once, so the branch is seldom mispredicted.
-                    while bits:
-                        pixels[count] = corner + positions[trailing_zeros(bits)]
-                        factors[count] = gradients[b, k, window]
-                        count += 1
-                        bits &= bits - one
-                add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, count)
+            load_gradient(tanh, output_gradient[b], output[b], gradients)
+            skip = layout.channels <= FEW_CHANNELS
+            for k in range(n_filters):
+                total = total_of(gradients[k])
+                partial_bias[block, k] += total
+                skip &= np.isfinite(total)
+                counts[k] = 0
+            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, live)
+            for row in range(out_rows):
+                for col in range(out_cols):
+                    for p in range(positions if live[row, col] else 0):
+                        at_row, at_col = divmod(p, window_cols)
+                        at_row += row * window_rows
+                        pixel = (at_row * layout.cols + col * window_cols + at_col) * layout.channels
+                        for word in range(mask.shape[4]):
+                            bits = mask[b, row, col, p, word]
+                            while bits:
+                                k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
+                                bits &= bits - np.uint64(1)
+                                count = counts[k]
+                                pixels[k, count] = pixel
+                                factors[k, count] = gradients[k, row * out_cols + col]
+                                counts[k] = count + np.uint64(1)
+            for k in range(n_filters):
+                first = k * pixels.shape[1]
+                add_pixels(
+                    layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, counts[k]
+                )
 
     return grad_filters_block
 
@@ -184,38 +238,44 @@ def filters_gradient_block(window_rows, window_cols):
 @cache
 def input_gradient_block(window_rows, window_cols):
     """Make the kernel that computes the input's gradient for a block of images."""
+    positions = window_rows * window_cols
 
     @parallel(
         lambda real: (
-            LAYOUT, real[:, :, :, ::1], types.uint16[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
-            real[:, :, :, ::1],
+            LAYOUT, types.boolean, real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], real[:, :, :, ::1],
+            real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols,
     )  # fmt: skip
-    def grad_input_block(block, blocks, layout, runs, mask, output_gradient, offsets, gradient):
+    def grad_input_block(block, blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient):
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
         length = runs.shape[3]
         image = empty_image(layout, length, runs)
         run_offsets = offsets[:: max(1, layout.run)].copy()
-        chosen = np.empty((out_rows * window_rows, out_cols * window_cols, n_filters + 1), np.int32)
+        gradients = np.empty((n_filters, out_rows * out_cols), runs.dtype)
+        chosen = np.empty((out_rows * window_rows, out_cols * window_cols, n_filters), np.int32)
         factors = np.empty(chosen.shape, runs.dtype)
         counts = np.empty(chosen.shape[:2], np.int32)
         begin, end = block_of(block, blocks, len(gradient))
         for b in range(begin, end):
             image[:] = 0
+            load_gradient(tanh, output_gradient[b], output[b], gradients)
             for row in range(out_rows):
                 for col in range(out_cols):
-                    for r in range(window_rows):
-                        for c in range(window_cols):
-                            at_row, at_col = row * window_rows + r, col * window_cols + c
-                            count = 0
-                            # Each filter is written down, and kept by counting it: no branch to mispredict.
-                            for k in range(n_filters):
-                                chosen[at_row, at_col, count] = k * length
-                                factors[at_row, at_col, count] = output_gradient[b, k, row, col]
-                                count += (mask[b, row, col, k] >> (r * window_cols + c)) & 1
-                            counts[at_row, at_col] = count
+                    for p in range(positions):
+                        at_row, at_col = divmod(p, window_cols)
+                        at_row, at_col = at_row + row * window_rows, at_col + col * window_cols
+                        count = 0
+                        for word in range(mask.shape[4]):
+                            bits = mask[b, row, col, p, word]
+                            while bits:
+                                k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
+                                bits &= bits - np.uint64(1)
+                                chosen[at_row, at_col, count] = k * np.uint64(length)
+                                factors[at_row, at_col, count] = gradients[k, row * out_cols + col]
+                                count += 1
+                        counts[at_row, at_col] = count
             add_filters(layout, image, runs[0], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b])
 
@@ -223,12 +283,13 @@ def input_gradient_block(window_rows, window_cols):
 
 
 @kernel_njit
-def check_gradient(layout, ws, input, mask, output_gradient):
+def check_gradient(layout, ws, input, mask, output_gradient, output):
     """Raise ValueError unless mask and gradient have the output's shape."""
     rows, cols = layout.out_rows // ws[0], layout.out_cols // ws[1]
-    if output_gradient.shape != (len(input), layout.filters, rows, cols):
+    shape = (len(input), layout.filters, rows, cols)
+    if output_gradient.shape != shape or output.shape != shape:
         raise ValueError("output_gradient does not have the output's shape", output_gradient.shape)
-    if mask.shape != (len(input), rows, cols, layout.filters):
+    if mask.shape != (len(input), rows, cols, ws[0] * ws[1], mask_words(layout.filters)):
         raise ValueError("mask does not have the output's shape", mask.shape)
 
 
@@ -239,6 +300,7 @@ plain_layout = layout_function(plain_conv2d(Conv2d, True))
 def make_conv_max_pool(op, node, **kwargs):
     """Compile `ConvMaxPool`."""
     flip, (window_rows, window_cols) = op.filter_flip, op.ws
+    positions = window_rows * window_cols
     run_blocks = forward_block(window_rows, window_cols, op.tanh)
     run_blocks.load(node.outputs[0].dtype)
 
@@ -247,15 +309,17 @@ def make_conv_max_pool(op, node, **kwargs):
         layout = plain_layout(input, filters)
         if len(bias) != layout.filters:
             raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
-        biases = np.zeros(in_halves(layout.filters, layout.half) * layout.half, input.dtype)
+        biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
         for k in range(layout.filters):
             biases[k] = bias[k]
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
-        mask = np.empty((len(input), rows, cols, layout.filters), np.uint16)
-        blocks = min(len(input), 4 * BLOCKS)
+        mask = np.empty((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
+        # A mask of no filters has no last word.
+        blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
         weights, offsets = tap_weights(layout, filters, flip)[0], tap_offsets(layout, filters, (1, 1))
-        run_blocks(blocks, layout, np.ascontiguousarray(input), weights, offsets, biases, out, mask)
+        input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
+        run_blocks(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask)
         return out, mask
 
     if op.bias:
@@ -268,22 +332,37 @@ def make_conv_max_pool(op, node, **kwargs):
     return unbiased, CACHE_VERSION
 
 
+def with_or_without_output(op, kernel):
+    """Make the Op's function of ``kernel``, which always takes the output."""
+    if op.tanh:
+        return kernel
+
+    @kernel_njit
+    def without_output(input, filters, mask, output_gradient):
+        return kernel(input, filters, mask, output_gradient, output_gradient)
+
+    return without_output
+
+
 @register_kernel(ConvMaxPoolGradFilters)
 def make_conv_max_pool_grad_filters(op, node, **kwargs):
     """Compile `ConvMaxPoolGradFilters`."""
-    flip, ws = op.filter_flip, op.ws
+    flip, ws, tanh = op.filter_flip, op.ws, op.tanh
     run_blocks = filters_gradient_block(*ws)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
-    def conv_max_pool_grad_filters(input, filters, mask, output_gradient):
+    def conv_max_pool_grad_filters(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
-        check_gradient(layout, ws, input, mask, output_gradient)
+        check_gradient(layout, ws, input, mask, output_gradient, output)
         partial, offsets = empty_partial(layout, filters), tap_offsets(layout, filters, (1, 1))
-        input, mask = np.ascontiguousarray(input), np.ascontiguousarray(mask)
         partial_bias = np.zeros((BLOCKS, layout.filters))
-        output_gradient = np.ascontiguousarray(output_gradient)
-        run_blocks(BLOCKS, layout, input, mask, output_gradient, offsets, partial, partial_bias)
+        input, mask = np.ascontiguousarray(input), np.ascontiguousarray(mask)
+        output_gradient, output = np.ascontiguousarray(output_gradient), np.ascontiguousarray(output)
+        run_blocks(
+            BLOCKS, layout, filters.shape[2:], tanh, input, mask, output_gradient, output, offsets, partial,
+            partial_bias,
+        )  # fmt: skip
         bias_gradient = np.empty(layout.filters, filters.dtype)
         for k in range(layout.filters):
             total = 0.0
@@ -292,25 +371,26 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
             bias_gradient[k] = total
         return sum_of_blocks(layout, partial, filters, flip), bias_gradient
 
-    return conv_max_pool_grad_filters, CACHE_VERSION
+    return with_or_without_output(op, conv_max_pool_grad_filters), CACHE_VERSION
 
 
 @register_kernel(ConvMaxPoolGradInput)
 def make_conv_max_pool_grad_input(op, node, **kwargs):
     """Compile `ConvMaxPoolGradInput`."""
-    flip, ws = op.filter_flip, op.ws
+    flip, ws, tanh = op.filter_flip, op.ws, op.tanh
     run_blocks = input_gradient_block(*ws)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
-    def conv_max_pool_grad_input(input, filters, mask, output_gradient):
+    def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
-        check_gradient(layout, ws, input, mask, output_gradient)
+        check_gradient(layout, ws, input, mask, output_gradient, output)
         gradient = np.empty(input.shape, filters.dtype)
         runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
         blocks = min(len(input), 4 * BLOCKS)
-        arrays = np.ascontiguousarray(mask), np.ascontiguousarray(output_gradient)
-        run_blocks(blocks, layout, runs, *arrays, offsets, gradient)
+        mask = np.ascontiguousarray(mask)
+        output_gradient, output = np.ascontiguousarray(output_gradient), np.ascontiguousarray(output)
+        run_blocks(blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient)
         return gradient
 
-    return conv_max_pool_grad_input, CACHE_VERSION
+    return with_or_without_output(op, conv_max_pool_grad_input), CACHE_VERSION

@@ -43,11 +43,20 @@ TILE_COLUMNS = 4
 TILE_HALVES = 8 if _MANY_REGISTERS else 6
 """Half vectors of filters that `convolve_tile` takes at most."""
 
-GATHER_VECTORS = 8
-"""Vectors of sums that `gather_add` holds at most: with their factor they fit in 16 registers."""
-
-GATHER_HALVES = 2 * GATHER_VECTORS
+GATHER_HALVES = 16
 """Half vectors of a row that `gather_add` takes at most."""
+
+# Pieces of an image begin anywhere, and loads of 64 bytes would nearly all cross a line of the cache.
+_GATHER_BYTES = 32
+
+# Sums that `gather_add` holds, where there are several rows: with their factor they fit in 16 registers.
+_GATHER_SUMS = 8
+
+BLOCK_SIDE = 4
+"""Rows and columns that `transpose_block` takes."""
+
+MASK_LANES = 8
+"""Filters that `max_window` takes at once: a byte of the mask."""
 
 
 def in_halves(length, half):
@@ -85,6 +94,12 @@ class _Emitter:
         full, rest = divmod(halves, 2)
         lanes = [2 * self.half] * full + [self.half] * rest
         return [(ir.VectorType(self.scalar, n), _INDEX(sum(lanes[:i]))) for i, n in enumerate(lanes)]
+
+    def gather_vectors(self, halves):
+        """The same, none longer than `_GATHER_BYTES`."""
+        if REGISTER_BYTES <= _GATHER_BYTES:
+            return self.vectors(halves)
+        return [(ir.VectorType(self.scalar, self.half), _INDEX(i * self.half)) for i in range(halves)]
 
     def load(self, pointer, vector):
         typed = self.builder.bitcast(pointer, vector.as_pointer())
@@ -248,7 +263,8 @@ def convolve_tile(
 
 def gather_rows(halves):
     """Rows of ``halves`` half vectors that `gather_add` takes at most at once."""
-    return max(1, GATHER_VECTORS // ((halves + 1) // 2))
+    vectors = halves if REGISTER_BYTES > _GATHER_BYTES else (halves + 1) // 2
+    return max(1, _GATHER_SUMS // vectors)
 
 
 @intrinsic
@@ -286,7 +302,7 @@ def gather_add(
             for r in range(n_rows):
                 row_target = step(target, builder.mul(out_row, _INDEX(r)))
                 row_origin = step(origin, emitter.index(step(row_offset, _INDEX(r))))
-                for vector, begin in emitter.vectors(n):
+                for vector, begin in emitter.gather_vectors(n):
                     targets.append(step(row_target, begin))
                     origins.append(step(row_origin, begin))
                     vectors.append(vector)
@@ -319,12 +335,15 @@ def gather_add(
 
 @intrinsic
 def trailing_zeros(typingctx, bits):
-    """Position of the lowest bit of a uint64 that is set; at least one must be."""
+    """Position of the lowest bit of a uint64 that is set; at least one must be.
+
+    Unsigned, for Numba checks whether an index is negative.
+    """
 
     def codegen(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
-    return types.int64(types.uint64), codegen
+    return types.uint64(types.uint64), codegen
 
 
 @intrinsic
@@ -340,6 +359,40 @@ def copy_elements(typingctx, out, out_at, x, x_at, count):
         emitter = _Emitter(context, builder, out.dtype)
         target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
         cgutils.raw_memcpy(builder, target, source, count, emitter.itemsize)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
+    """Transpose BLOCK_SIDE rows and columns.
+
+    For r and c in 0..BLOCK_SIDE - 1, all flat offsets counted in elements::
+
+        out[out_at + c * out_step + r] = x[x_at + r * x_step + c]
+
+    Numba's own loop becomes gathers or scatters, of which some processors do one element after another.
+    """
+    signature = types.void(out, types.intp, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, out_step, x_, x_at, x_step = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        vector = ir.VectorType(emitter.scalar, BLOCK_SIDE)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+
+        def interleave(a, b, lanes):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), BLOCK_SIDE), lanes))
+
+        places = [emitter.step(source, builder.mul(x_step, _INDEX(r))) for r in range(BLOCK_SIDE)]
+        a, b, c, d = (emitter.load(place, vector) for place in places)
+        columns = []
+        for pairs in ([0, 4, 1, 5], [2, 6, 3, 7]):
+            upper, lower = interleave(a, b, pairs), interleave(c, d, pairs)
+            columns += [interleave(upper, lower, [0, 1, 4, 5]), interleave(upper, lower, [2, 3, 6, 7])]
+        for i, column in enumerate(columns):
+            emitter.store(column, emitter.step(target, builder.mul(out_step, _INDEX(i))))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -374,36 +427,40 @@ def max_window(window_rows, window_cols, tanh):
     positions = [(row, col) for row in range(window_rows) for col in range(window_cols)]
 
     @intrinsic
-    def pool(typingctx, out, out_at, mask, mask_at, lines, lines_at, row_step, col_step, bias, halves):
+    def pool(
+        typingctx, out, out_at, mask, mask_at, mask_step, lines, lines_at, row_step, col_step, bias, count
+    ):  # fmt: skip
         """Take the maximum, add the bias, apply tanh, and set the mask's bits of the maximal positions.
 
-        For f in 0..halves * half - 1, with position p at row r and column c of the window::
+        For f in 0..count * MASK_LANES - 1, with position p at row r and column c of the window::
 
             maximum = max over p of lines[lines_at + r * row_step + c * col_step + f]
             out[out_at + f] = tanh(maximum + bias[f])
-            mask[mask_at + f] = sum over maximal p of 2**p
+            bit f of the words from mask[mask_at + p * mask_step] on = position p holds the maximum
         """
         signature = types.void(
-            out, types.intp, mask, types.intp, lines, types.intp, types.intp, types.intp, bias, types.intp
-        )
+            out, types.intp, mask, types.intp, types.intp, lines, types.intp, types.intp, types.intp, bias,
+            types.intp,
+        )  # fmt: skip
 
         def codegen(context, builder, signature, arguments):
-            out_, out_at, mask_, mask_at, lines_, lines_at, row_step, col_step, bias_, halves = arguments
+            out_, out_at, mask_, mask_at, mask_step, lines_, lines_at, row_step, col_step, *rest = arguments
+            bias_, count = rest
             emitter = _Emitter(context, builder, out.dtype)
             step = emitter.step
-            [(vector, _)] = emitter.vectors(1)
-            bits = ir.VectorType(ir.IntType(16), vector.count)
+            vector, byte = ir.VectorType(emitter.scalar, MASK_LANES), ir.IntType(8)
             maxima = emitter.pointer(out, out_, out_at)
-            masks = emitter.pointer(mask, mask_, mask_at)
             biases = emitter.pointer(bias, bias_, _INDEX(0))
             first = emitter.pointer(lines, lines_, lines_at)
-            places = [
-                step(step(first, builder.mul(row_step, _INDEX(row))), builder.mul(col_step, _INDEX(col)))
-                for row, col in positions
-            ]
+            places, masks = [], []
+            for p, (row, col) in enumerate(positions):
+                line = step(first, builder.mul(row_step, _INDEX(row)))
+                places.append(step(line, builder.mul(col_step, _INDEX(col))))
+                words = emitter.pointer(mask, mask_, builder.add(mask_at, builder.mul(mask_step, _INDEX(p))))
+                masks.append(builder.bitcast(words, byte.as_pointer()))
 
-            def pool_half(i, _sums):
-                at = builder.mul(i, _INDEX(emitter.half))
+            def pool_lanes(i, _sums):
+                at = builder.mul(i, _INDEX(MASK_LANES))
                 values = [emitter.load(step(place, at), vector) for place in places]
                 maximum = values[0]
                 for value in values[1:]:
@@ -411,17 +468,15 @@ def max_window(window_rows, window_cols, tanh):
                     larger = builder.fcmp_ordered(">", value, maximum)
                     nan = builder.fcmp_unordered("uno", value, value)
                     maximum = builder.select(builder.or_(larger, nan), value, maximum)
-                chosen = ir.Constant(bits, None)
-                for position, value in enumerate(values):
-                    equal = builder.zext(builder.fcmp_ordered("==", value, maximum), bits)
-                    chosen = builder.or_(chosen, builder.shl(equal, emitter.constant(position, bits)))
-                typed = builder.bitcast(step(masks, at), bits.as_pointer())
-                builder.store(chosen, typed, align=2)
+                # The lowest bytes of a word come first on every target of Numba.
+                for value, words in zip(values, masks, strict=True):
+                    equal = builder.fcmp_ordered("==", value, maximum)
+                    builder.store(builder.bitcast(equal, byte), step(words, i))
                 result = builder.fadd(maximum, emitter.load(step(biases, at), vector))
                 emitter.store(emitter.tanh(result) if tanh else result, step(maxima, at))
                 return []
 
-            emitter.accumulate(halves, [], pool_half)
+            emitter.accumulate(count, [], pool_lanes)
             return context.get_dummy_value()
 
         return signature, codegen
