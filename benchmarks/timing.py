@@ -1,8 +1,9 @@
 """Contenders take turns, each in a process of its own.
 
-A turn is a few consecutive calls. Between turns all rest for a moment: the threads of OpenMP, OpenBLAS and
-XLA spin for some milliseconds after their last work, and would take a core from whoever comes next. The first
-call of a turn of several is not timed: it wakes the contender's threads and fills its caches.
+A turn is a few consecutive calls. Between turns all rest: the threads of OpenMP, OpenBLAS and XLA spin after
+their last work, and would take a core from whoever comes next. OpenBLAS's do so for 2**28 cycles; with rests
+of 50 ms a perceptron's step, next after the matrix product, took a quarter longer than it does alone. The
+first call of a turn of several is not timed: it wakes the contender's threads and fills its caches.
 
 One process for all would be simpler, but flatters the package: what PyTorch frees makes glibc's malloc keep
 memory that it otherwise returns, and the LeNet step, alone with 5000 page faults, had none and took a tenth
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from benchmarks import contenders
 from benchmarks.contenders import MATRIX_PRODUCT, MATRIX_SIDE, OURS, PYTORCH, thread_environment
 
-REST_SECONDS = 0.05
+REST_SECONDS = 0.2
 MIN_ROUNDS = 5
 
 

@@ -137,7 +137,8 @@ class ConvMaxPoolGradFilters(_ConvMaxPoolGrad):
         input, filters, mask, *output = inputs
         pooled_gradient = self._pooled_gradient(*output)
         gradient = self._conv_gradient(input, filters, mask, pooled_gradient)
-        outputs[0][0] = _performed(plain_conv2d(Conv2dGradFilters, self.filter_flip), input, filters, gradient)
+        op = plain_conv2d(Conv2dGradFilters, self.filter_flip)
+        outputs[0][0] = _performed(op, input, filters, gradient)
         outputs[1][0] = pooled_gradient.sum(axis=(0, 2, 3))
 
 
@@ -153,7 +154,8 @@ class ConvMaxPoolGradInput(_ConvMaxPoolGrad):
     def perform(self, node, inputs, outputs):
         input, filters, mask, *output = inputs
         gradient = self._conv_gradient(input, filters, mask, self._pooled_gradient(*output))
-        outputs[0][0] = _performed(plain_conv2d(Conv2dGradInput, self.filter_flip), input, filters, gradient)
+        op = plain_conv2d(Conv2dGradInput, self.filter_flip)
+        outputs[0][0] = _performed(op, input, filters, gradient)
 
 
 def mask_words(n_filters):

@@ -57,6 +57,22 @@ def test_strided_views_are_taken(product):
     check(f, a[:, 5:25], b[20:40, 3:40])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_within_a_graph_by_few_columns(dtype):
+    # As a minibatch by the weights of ten classes, and transposed by their gradient.
+    a, b, g = (pt.matrix(name, dtype=dtype) for name in "abg")
+    rows = a[3:-5]
+    f = pytensor.function([a, b, g], [pt.dot(rows, b), pt.dot(rows.T, g)], mode="NUMBA")
+    assert ops_of(f).count(MatrixProduct) == 2
+    for n, inner, cols in itertools.product((8, 9, 10, 11, 200), (47, 64, 75, 784), (2, 3, 6, 7, 10, 12, 13)):
+        a_value, b_value, g_value = (
+            RNG.normal(size=shape).astype(dtype) for shape in ((n, inner), (inner, cols), (n - 8, cols))
+        )
+        output, gradient = f(a_value, b_value, g_value)
+        check(lambda *_, result=output: result, a_value[3:-5], b_value)
+        check(lambda *_, result=gradient: result, a_value[3:-5].T, g_value)
+
+
 def test_nan_and_infinity_stay_in_their_row_and_column(product):
     f, dtype = product
     a, b = np.ones((6, 5), dtype), np.ones((5, 11), dtype)

@@ -101,7 +101,7 @@ def _tanh_gradient(type):
 
 
 def _gradient_after_tanh(output, gradient):
-    """Return the gradient of ``output``, a tanh, from which ``gradient`` before the tanh is computed, or None."""
+    """Return the gradient of ``output``, a tanh, if that is what ``gradient`` is computed from, or None."""
     [before] = output.owner.inputs
     x, cotangent, pattern = _tanh_gradient(before.type)
     found = {x: before}

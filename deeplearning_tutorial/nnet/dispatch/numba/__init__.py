@@ -7,5 +7,6 @@ from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     matrix_product,
     pool,
     shape_hint,
+    sum_of_squares,
     tanh,
 )

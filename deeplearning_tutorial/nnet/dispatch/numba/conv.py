@@ -26,7 +26,6 @@ from deeplearning_tutorial.nnet.conv import (
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
-    BLOCK_SIDE,
     GATHER_HALVES,
     REGISTER_BYTES,
     TILE_COLUMNS,
@@ -34,8 +33,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     convolve_tile,
     copy_elements,
     gather_add,
-    transpose_block,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
 CACHE_VERSION = 8
@@ -171,22 +170,6 @@ def empty_image(layout, extra, like):
 
 
 @kernel_njit
-def transpose(out, out_at, out_step, x, x_at, x_step, rows, cols):
-    """Set ``out[out_at + c * out_step + r]`` to ``x[x_at + r * x_step + c]``, both in flat offsets."""
-    if rows < BLOCK_SIDE or cols < BLOCK_SIDE:
-        for r in range(rows):
-            for c in range(cols):
-                copy_elements(out, out_at + c * out_step + r, x, x_at + r * x_step + c, 1)
-        return
-    # A block is always whole: the last one overlaps the one before.
-    for row in range(0, rows, BLOCK_SIDE):
-        r = min(row, rows - BLOCK_SIDE)
-        for col in range(0, cols, BLOCK_SIDE):
-            c = min(col, cols - BLOCK_SIDE)
-            transpose_block(out, out_at + c * out_step + r, out_step, x, x_at + r * x_step + c, x_step)
-
-
-@kernel_njit
 def load_image(layout, maps, image):
     """Copy (channels, rows, cols) into the flat image, inside its padding."""
     channels, rows, cols = maps.shape
@@ -239,7 +222,7 @@ def padded_positions(positions):
 def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first, count):
     """Add the runs of pixels at ``offsets``, times ``factors``, to filter ``k``.
 
-    ``gradient`` is (filters, runs, taps of a run); of the other two only what is at ``first`` and after counts.
+    ``gradient`` is (filters, runs, taps of a run); ``offsets`` and ``factors`` are read from ``first`` on.
     """
     _, n_runs, length = gradient.shape
     halves = length // layout.half

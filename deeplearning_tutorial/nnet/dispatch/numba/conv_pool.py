@@ -35,7 +35,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv import (
     sum_of_blocks,
     tap_offsets,
     tap_weights,
-    transpose,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
@@ -45,9 +44,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     max_window,
     trailing_zeros,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 14
+CACHE_VERSION = 19
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -158,8 +158,9 @@ def forward_block(window_rows, window_cols, tanh):
 def total_of(values):
     """Sum in double precision."""
     total = 0.0
-    for value in values:
-        total += value
+    # Numba does not make vectors of ``for value in values``.
+    for i in range(len(values)):
+        total += values[i]
     return total
 
 
@@ -169,8 +170,10 @@ def load_gradient(tanh, output_gradient, output, pooled_gradient):
     gradients = output_gradient.reshape(output_gradient.size)
     outputs = output.reshape(output.size)
     pooled_gradients = pooled_gradient.reshape(pooled_gradient.size)
+    # Of the arrays' type, for an integer makes all of it double precision.
+    one = pooled_gradient.dtype.type(1)
     for i in range(len(gradients)):
-        slope = 1 - outputs[i] * outputs[i] if tanh else pooled_gradient.dtype.type(1)
+        slope = one - outputs[i] * outputs[i] if tanh else one
         pooled_gradients[i] = gradients[i] * slope
 
 
@@ -197,9 +200,13 @@ def filters_gradient_block(window_rows, window_cols):
         run_offsets = offsets[:: max(1, layout.run)].copy()
         live = np.empty((out_rows, out_cols), np.bool_)
         gradients = np.empty((n_filters, out_rows * out_cols), input.dtype)
-        pixels = np.empty((n_filters, out_rows * out_cols * positions), np.int32)
-        factors = np.empty(pixels.shape, input.dtype)
-        counts = np.empty(n_filters, np.uint64)
+        # Flat lists, and unsigned indices, which Numba need not check for their sign.
+        windows = out_rows * out_cols
+        room = np.uint64(windows * positions)
+        pixels = np.empty(n_filters * windows * positions, np.int32)
+        factors = np.empty(len(pixels), input.dtype)
+        ends = np.empty(n_filters, np.uint64)
+        flat_gradients = gradients.reshape(gradients.size)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
             load_image(layout, input[b], image)
@@ -209,7 +216,7 @@ def filters_gradient_block(window_rows, window_cols):
                 total = total_of(gradients[k])
                 partial_bias[block, k] += total
                 skip &= np.isfinite(total)
-                counts[k] = 0
+                ends[k] = np.uint64(k) * room
             find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, live)
             for row in range(out_rows):
                 for col in range(out_cols):
@@ -222,15 +229,15 @@ def filters_gradient_block(window_rows, window_cols):
                             while bits:
                                 k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
                                 bits &= bits - np.uint64(1)
-                                count = counts[k]
-                                pixels[k, count] = pixel
-                                factors[k, count] = gradients[k, row * out_cols + col]
-                                counts[k] = count + np.uint64(1)
+                                end_of_list = ends[k]
+                                pixels[end_of_list] = pixel
+                                window = np.uint64(row * out_cols + col)
+                                factors[end_of_list] = flat_gradients[k * np.uint64(windows) + window]
+                                ends[k] = end_of_list + np.uint64(1)
             for k in range(n_filters):
-                first = k * pixels.shape[1]
-                add_pixels(
-                    layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, counts[k]
-                )
+                first = k * np.int64(room)
+                count = np.int64(ends[k]) - first
+                add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, count)
 
     return grad_filters_block
 

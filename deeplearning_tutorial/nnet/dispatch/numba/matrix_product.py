@@ -6,24 +6,29 @@ result is then summed in registers over the whole inner length, so blocks and th
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+    INNER_COLUMNS,
+    INNER_ROWS,
     REGISTER_BYTES,
     TILE_COLUMNS,
     TILE_HALVES,
     convolve_tile,
     copy_elements,
+    inner_tile,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 3
+CACHE_VERSION = 6
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
+# Columns that may leave half of a tile's vectors empty.
+NARROW = 12
 # Elements in a block that is copied.
 COPY_ELEMENTS = 1 << 14
 
@@ -41,9 +46,15 @@ def copy_block(block, blocks, b, out):
                 out[row, col] = b[row, col]
 
 
-@parallel(lambda real: (types.int64, types.int64, real[:, :], real[:, ::1], real[:, ::1]), CACHE_VERSION)
+@kernel_njit
+def steps(x):
+    """Distances between the rows and between the columns, in elements."""
+    return x.strides[0] // x.itemsize, x.strides[1] // x.itemsize
+
+
+@parallel(lambda real: (types.int64, types.int64, real[:, :], real[:, :], real[:, ::1]), CACHE_VERSION)
 def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
-    """Compute a block of the result."""
+    """Compute a block of the result; ``b`` has its rows side by side in memory."""
     (rows, inner), cols = a.shape, b.shape[1]
     half = REGISTER_BYTES // a.itemsize // 2
     first_half, last_half = block_of(block % col_blocks, col_blocks, in_halves(cols, half))
@@ -51,15 +62,15 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
     begin, end = block_of(block // col_blocks, row_blocks, rows)
 
     whole_vectors = last_half * half <= cols
-    weights, first, width = b, left, cols
+    weights, first, width = b, left, steps(b)[0]
     # Packing costs as much as a few rows; vectors must not run over the end of ``b``.
     if end - begin >= BLOCK_ROWS or not whole_vectors:
-        first, width = 0, halves * half
-        weights = np.zeros((inner, width), a.dtype)
+        packed = np.zeros((inner, halves * half), a.dtype)
         for t in range(inner):
-            copy_elements(weights, t * width, b, t * cols + left, right - left)
+            copy_elements(packed, t * halves * half, b, t * width + left, right - left)
+        weights, first, width = packed, 0, halves * half
 
-    row_step, inner_step = a.strides[0] // a.itemsize, a.strides[1] // a.itemsize
+    row_step, inner_step = steps(a)
     offsets = np.empty(inner, np.int32)
     for t in range(inner):
         offsets[t] = t * inner_step
@@ -81,28 +92,36 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
                 copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
 
 
-def in_row_order(b):
-    """Return ``b`` itself or a copy whose rows lie side by side in memory."""
-
-
-@overload(in_row_order)
-def _in_row_order(b):
-    if b.layout == "C":
-        return lambda b: b
-
-    def copy(b):
-        out = np.empty(b.shape, b.dtype)
-        copy_block(max(1, b.size // COPY_ELEMENTS), b, out)
-        return out
-
-    return copy
+@parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]), CACHE_VERSION)
+def inner_block(block, blocks, a, transposed, out):
+    """Multiply a block of rows, side by side in memory, by a few columns."""
+    cols, inner = transposed.shape
+    begin, end = block_of(block, blocks, len(a))
+    a_step, _ = steps(a)
+    # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
+    step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
+    for start in range(begin, end, step):
+        row = min(start, end - step)
+        for col in range(0, cols, INNER_COLUMNS):
+            inner_tile(
+                out, row * cols + col, row_step * cols, a, row * a_step, row_step * a_step,
+                transposed, col * inner, inner, inner, min(INNER_COLUMNS, cols - col),
+            )  # fmt: skip
 
 
 @kernel_njit
-def matrix_product(a, b):
-    """Compute `MatrixProduct`."""
-    if a.shape[1] != b.shape[0]:
-        raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
+def in_row_order(b):
+    """Return ``b`` itself, or a copy, with its rows side by side in memory."""
+    if steps(b)[1] == 1:
+        return b
+    out = np.empty(b.shape, b.dtype)
+    copy_block(max(1, b.size // COPY_ELEMENTS), b, out)
+    return out
+
+
+@kernel_njit
+def product(a, b):
+    """Multiply tile by tile."""
     rows, cols = len(a), b.shape[1]
     out = np.empty((rows, cols), a.dtype)
     halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
@@ -112,9 +131,30 @@ def matrix_product(a, b):
     return out
 
 
+@kernel_njit
+def matrix_product(a, b):
+    """Compute `MatrixProduct`; few columns would leave a tile's vectors half empty, so others are found."""
+    if a.shape[1] != b.shape[0]:
+        raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
+    (rows, inner), cols = a.shape, b.shape[1]
+    row_step, inner_step = steps(a)
+    if cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
+        b = in_row_order(b)
+        transposed, out = np.empty((cols, inner), b.dtype), np.empty((rows, cols), a.dtype)
+        transpose(transposed, 0, inner, b, 0, steps(b)[0], inner, cols)
+        inner_block(max(1, rows // BLOCK_ROWS), a, transposed, out)
+        return out
+    if cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
+        transposed, out = product(b.T, a.T), np.empty((rows, cols), a.dtype)
+        transpose(out, 0, cols, transposed, 0, rows, cols, rows)
+        return out
+    return product(a, b)
+
+
 @register_kernel(MatrixProduct)
 def make_matrix_product(op, node, **kwargs):
     """Compile `MatrixProduct`."""
     product_block.load(node.outputs[0].dtype)
+    inner_block.load(node.outputs[0].dtype)
     copy_block.load(node.outputs[0].dtype)
     return matrix_product, CACHE_VERSION

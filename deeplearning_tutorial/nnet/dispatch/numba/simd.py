@@ -46,11 +46,20 @@ TILE_HALVES = 8 if _MANY_REGISTERS else 6
 GATHER_HALVES = 16
 """Half vectors of a row that `gather_add` takes at most."""
 
-# Pieces of an image begin anywhere, and loads of 64 bytes would nearly all cross a line of the cache.
-_GATHER_BYTES = 32
+# What begins anywhere is loaded in short vectors: nearly all of 64 bytes would cross a line of the cache.
+_SHORT_BYTES = 32
 
 # Sums that `gather_add` holds, where there are several rows: with their factor they fit in 16 registers.
 _GATHER_SUMS = 8
+
+INNER_ROWS = 2
+"""Rows that `inner_tile` multiplies at once."""
+
+INNER_COLUMNS = 12 if _MANY_REGISTERS else 6
+"""Columns that `inner_tile` multiplies at most."""
+
+# So far ahead `inner_tile` asks for rows, which it reads once: a minibatch comes from main memory.
+_PREFETCH_BYTES = 24 << 10
 
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""
@@ -95,9 +104,9 @@ class _Emitter:
         lanes = [2 * self.half] * full + [self.half] * rest
         return [(ir.VectorType(self.scalar, n), _INDEX(sum(lanes[:i]))) for i, n in enumerate(lanes)]
 
-    def gather_vectors(self, halves):
-        """The same, none longer than `_GATHER_BYTES`."""
-        if REGISTER_BYTES <= _GATHER_BYTES:
+    def short_vectors(self, halves):
+        """Return the same, none longer than `_SHORT_BYTES`."""
+        if REGISTER_BYTES <= _SHORT_BYTES:
             return self.vectors(halves)
         return [(ir.VectorType(self.scalar, self.half), _INDEX(i * self.half)) for i in range(halves)]
 
@@ -115,6 +124,38 @@ class _Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
         return self.builder.shuffle_vector(first, undefined, zeros)
 
+    def prefetch(self, pointer):
+        """Ask for a line of the cache that will be read; whether it is there does not matter."""
+        typed = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        integer = ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [typed.type, integer, integer, integer])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
+        self.builder.call(prefetch, [typed, integer(0), integer(3), integer(1)])
+
+    def load_first(self, pointer, vector, count):
+        """Load the first ``count`` elements of a vector, with zeros for the others."""
+        builder = self.builder
+        lanes = ir.Constant(ir.VectorType(_INDEX, vector.count), list(range(vector.count)))
+        mask = builder.icmp_signed("<", lanes, self.spread(count, lanes.type))
+        typed = builder.bitcast(pointer, vector.as_pointer())
+        name = f"llvm.masked.load.v{vector.count}f{8 * self.itemsize}.p0"
+        signature = ir.FunctionType(vector, [typed.type, ir.IntType(32), mask.type, vector])
+        load = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, ir.Constant(vector, None)])
+
+    def total(self, vector):
+        """Add the elements of a vector, the halves first."""
+        while vector.type.count > 1:
+            half = vector.type.count // 2
+            halves = [
+                self.builder.shuffle_vector(
+                    vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), half), list(lanes))
+                )
+                for lanes in (range(half), range(half, 2 * half))
+            ]
+            vector = self.builder.fadd(*halves)
+        return self.builder.extract_element(vector, ir.IntType(32)(0))
+
     def multiply_add(self, a, b, c):
         # ``contract`` lets targets with a fused multiply-add use it; the others need no library call.
         product = self.builder.fmul(a, b, flags=("contract",))
@@ -124,26 +165,20 @@ class _Emitter:
         element = vector.element
         return ir.Constant(vector, [element(value)] * vector.count)
 
-    def tanh(self, x):
-        """Hyperbolic tangent to a few units in the last place, over the whole range.
+    def _exponential(self, y):
+        """Return p and q such that exp(y) = p + p * q, p is a power of two and q small.
 
-        tanh(x) = e / (e + 2) with e = exp(2 |x|) - 1, and exp(y) = 2**n * exp(y - n log 2). The Taylor series
-        of exp(r) - 1 for |r| <= log(2) / 2 keeps the relative precision near zero.
+        exp(y) = 2**n * exp(y - n log 2), and the Taylor series of exp(r) - 1 for |r| <= log(2) / 2 keeps the
+        relative precision near zero. ``y`` must not go beyond the exponents of normal numbers.
         """
-        builder, vector = self.builder, x.type
+        builder, vector = self.builder, y.type
         double = self.itemsize == 8
-        mantissa, bias, terms, limit = (52, 1023, 13, 44.0) if double else (23, 127, 8, 20.0)
+        mantissa, bias, terms = (52, 1023, 13) if double else (23, 127, 8)
         integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
 
         def constant(value):
             return self.constant(value, vector)
 
-        sign_bit = self.constant(-(1 << (8 * self.itemsize - 1)), integers)
-        sign = builder.and_(builder.bitcast(x, integers), sign_bit)
-        magnitude = builder.bitcast(builder.xor(builder.bitcast(x, integers), sign), vector)
-        y = builder.fadd(magnitude, magnitude)
-        # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
-        y = builder.select(builder.fcmp_ordered(">", y, constant(limit)), constant(limit), y)
         # Adding this constant rounds to an integer, which is then found in the lowest bits.
         rounder = constant(1.5 * 2.0**mantissa)
         shifted = builder.fadd(builder.fmul(y, constant(1 / math.log(2))), rounder)
@@ -159,9 +194,34 @@ class _Emitter:
         series = constant(1 / math.factorial(terms))
         for k in range(terms - 1, 0, -1):
             series = self.multiply_add(series, r, constant(1 / math.factorial(k)))
-        series = builder.fmul(series, r)
-        e = self.multiply_add(power, series, builder.fsub(power, constant(1.0)))
-        result = builder.fdiv(e, builder.fadd(e, constant(2.0)))
+        return power, builder.fmul(series, r)
+
+    def exp_of_negative(self, y):
+        """Exponential of ``y <= 0`` to a few units in the last place; zero if no normal number is left."""
+        builder = self.builder
+        limit = self.constant(-708.0 if self.itemsize == 8 else -87.0, y.type)
+        # A NaN compares false and stays.
+        tiny = builder.fcmp_ordered("<", y, limit)
+        power, rest = self._exponential(builder.select(tiny, limit, y))
+        return builder.select(tiny, self.constant(0.0, y.type), self.multiply_add(power, rest, power))
+
+    def tanh(self, x):
+        """Hyperbolic tangent to a few units in the last place, over the whole range.
+
+        tanh(x) = e / (e + 2) with e = exp(2 |x|) - 1.
+        """
+        builder, vector = self.builder, x.type
+        integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
+        sign_bit = self.constant(-(1 << (8 * self.itemsize - 1)), integers)
+        sign = builder.and_(builder.bitcast(x, integers), sign_bit)
+        magnitude = builder.bitcast(builder.xor(builder.bitcast(x, integers), sign), vector)
+        y = builder.fadd(magnitude, magnitude)
+        # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
+        limit = self.constant(44.0 if self.itemsize == 8 else 20.0, vector)
+        y = builder.select(builder.fcmp_ordered(">", y, limit), limit, y)
+        power, rest = self._exponential(y)
+        e = self.multiply_add(power, rest, builder.fsub(power, self.constant(1.0, vector)))
+        result = builder.fdiv(e, builder.fadd(e, self.constant(2.0, vector)))
         return builder.bitcast(builder.or_(builder.bitcast(result, integers), sign), vector)
 
     def accumulate(self, count, sums, body):
@@ -261,9 +321,65 @@ def convolve_tile(
     return signature, codegen
 
 
+@intrinsic
+def inner_tile(typingctx, out, out_at, out_step, a, a_at, a_step, b, b_at, b_step, length, columns):
+    """Multiply INNER_ROWS rows by some columns, both with their elements side by side.
+
+    For r in 0..INNER_ROWS - 1 and c in 0..columns - 1, all flat offsets counted in elements::
+
+        out[out_at + r * out_step + c] = sum over t < length of
+            a[a_at + r * a_step + t] * b[b_at + c * b_step + t]
+
+    ``columns`` lies in 1..INNER_COLUMNS.
+    """
+    signature = types.void(
+        out, types.intp, types.intp, a, types.intp, types.intp, b, types.intp, types.intp, types.intp,
+        types.intp,
+    )  # fmt: skip
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, out_step, a_, a_at, a_step, b_, b_at, b_step, length, columns = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        step = emitter.step
+        vector, _ = emitter.short_vectors(2)[0]
+        n_vectors = builder.udiv(length, _INDEX(vector.count))
+        whole = builder.mul(n_vectors, _INDEX(vector.count))
+        rest = builder.sub(length, whole)
+        target = emitter.pointer(out, out_, out_at)
+        left = [step(emitter.pointer(a, a_, a_at), builder.mul(a_step, _INDEX(r))) for r in range(INNER_ROWS)]
+
+        def emit(n):
+            right = [step(emitter.pointer(b, b_, b_at), builder.mul(b_step, _INDEX(c))) for c in range(n)]
+
+            def add_products(sums, load):
+                rows, results = [load(place) for place in left], iter(sums)
+                columns = [load(place) for place in right]
+                return [emitter.multiply_add(x, y, next(results)) for x in rows for y in columns]
+
+            def add_vectors(i, sums):
+                at = builder.mul(i, _INDEX(vector.count))
+                ahead = builder.add(at, _INDEX(_PREFETCH_BYTES // emitter.itemsize))
+                for place in left:
+                    emitter.prefetch(step(place, ahead))
+                return add_products(sums, lambda place: emitter.load(step(place, at), vector))
+
+            zeros = [ir.Constant(vector, None)] * (INNER_ROWS * n)
+            sums = emitter.accumulate(n_vectors, zeros, add_vectors)
+            sums = add_products(sums, lambda place: emitter.load_first(step(place, whole), vector, rest))
+            for i, total in enumerate(map(emitter.total, sums)):
+                row, column = divmod(i, n)
+                row_out = step(target, builder.mul(out_step, _INDEX(row)))
+                builder.store(total, step(row_out, _INDEX(column)))
+
+        emitter.choose(columns, {n: (n,) for n in range(1, INNER_COLUMNS + 1)}, emit)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def gather_rows(halves):
     """Rows of ``halves`` half vectors that `gather_add` takes at most at once."""
-    vectors = halves if REGISTER_BYTES > _GATHER_BYTES else (halves + 1) // 2
+    vectors = halves if REGISTER_BYTES > _SHORT_BYTES else (halves + 1) // 2
     return max(1, _GATHER_SUMS // vectors)
 
 
@@ -302,7 +418,7 @@ def gather_add(
             for r in range(n_rows):
                 row_target = step(target, builder.mul(out_row, _INDEX(r)))
                 row_origin = step(origin, emitter.index(step(row_offset, _INDEX(r))))
-                for vector, begin in emitter.gather_vectors(n):
+                for vector, begin in emitter.short_vectors(n):
                     targets.append(step(row_target, begin))
                     origins.append(step(row_origin, begin))
                     vectors.append(vector)
@@ -398,27 +514,36 @@ def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
     return signature, codegen
 
 
-@intrinsic
-def vector_tanh(typingctx, out, out_at, x, x_at, halves):
-    """Compute ``out[out_at + i] = tanh(x[x_at + i])`` for i in 0..halves * half - 1."""
-    signature = types.void(out, types.intp, x, types.intp, types.intp)
+def _elementwise(function):
+    """Make an intrinsic of a method of `_Emitter`."""
 
-    def codegen(context, builder, signature, arguments):
-        out_, out_at, x_, x_at, halves = arguments
-        emitter = _Emitter(context, builder, out.dtype)
-        [(vector, _)] = emitter.vectors(1)
-        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+    @intrinsic
+    def vectors(typingctx, out, out_at, x, x_at, halves):
+        """Compute ``out[out_at + i] = function(x[x_at + i])`` for i in 0..halves * half - 1."""
+        signature = types.void(out, types.intp, x, types.intp, types.intp)
 
-        def one_half(i, _sums):
-            at = builder.mul(i, _INDEX(emitter.half))
-            result = emitter.tanh(emitter.load(emitter.step(source, at), vector))
-            emitter.store(result, emitter.step(target, at))
-            return []
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, halves = arguments
+            emitter = _Emitter(context, builder, out.dtype)
+            [(vector, _)] = emitter.vectors(1)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
 
-        emitter.accumulate(halves, [], one_half)
-        return context.get_dummy_value()
+            def one_half(i, _sums):
+                at = builder.mul(i, _INDEX(emitter.half))
+                result = function(emitter, emitter.load(emitter.step(source, at), vector))
+                emitter.store(result, emitter.step(target, at))
+                return []
 
-    return signature, codegen
+            emitter.accumulate(halves, [], one_half)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return vectors
+
+
+vector_tanh = _elementwise(_Emitter.tanh)
+vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
 
 
 @cache
