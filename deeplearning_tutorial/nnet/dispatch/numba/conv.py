@@ -24,7 +24,13 @@ from deeplearning_tutorial.nnet.conv import (
     dilated_length,
 )
 from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    kernel_inline,
+    kernel_njit,
+    parallel,
+    register_kernel,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
     REGISTER_BYTES,
@@ -37,7 +43,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 8
+CACHE_VERSION = 9
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -190,7 +196,7 @@ def store_image(layout, image, maps):
         transpose(maps, row * cols, rows * cols, image, first, channels, cols, channels)
 
 
-@kernel_njit
+@kernel_inline
 def correlate_tile(layout, image, row, col, weights, offsets, line):
     """Compute TILE_COLUMNS output positions of one row, from ``col`` on, for all filters of a group.
 
@@ -218,7 +224,7 @@ def padded_positions(positions):
     return (positions + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 
 
-@kernel_njit
+@kernel_inline
 def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first, count):
     """Add the runs of pixels at ``offsets``, times ``factors``, to filter ``k``.
 
@@ -238,12 +244,12 @@ def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first,
 
 
 @kernel_njit
-def sum_of_blocks(layout, partial, filters, flip):
-    """Add the blocks in their order; bring the sum to the filters' shape.
+def sum_of_blocks(layout, partial, flip, gradient):
+    """Add the blocks in their order; bring the sum to the filters' shape, that of ``gradient``.
 
     ``partial`` is (blocks, groups, filters, runs, taps of a run).
     """
-    _, channels, rows, cols = filters.shape
+    _, channels, rows, cols = gradient.shape
     total = partial[0]
     flat_total = total.reshape(total.size)
     # A loop, for which Numba compiles less than for ``total += partial[block]``.
@@ -251,8 +257,7 @@ def sum_of_blocks(layout, partial, filters, flip):
         flat = partial[block].reshape(total.size)
         for i in range(total.size):
             flat_total[i] += flat[i]
-    gradient = np.empty(filters.shape, filters.dtype)
-    for k in range(len(filters)):
+    for k in range(len(gradient)):
         for channel in range(channels):
             for row in range(rows):
                 for col in range(cols):
@@ -262,10 +267,9 @@ def sum_of_blocks(layout, partial, filters, flip):
                     gradient[k, channel, to_row, to_col] = total[
                         k // layout.filters, k % layout.filters, tap // layout.run, tap % layout.run
                     ]
-    return gradient
 
 
-@kernel_njit
+@kernel_inline
 def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
     """Add to the pixels under each output position the filters' runs there, times ``factors``.
 
@@ -407,7 +411,9 @@ def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
     offsets = tap_offsets(layout, filters, dilation)
     arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
     filters_gradient_block(BLOCKS, layout, *arrays)
-    return sum_of_blocks(layout, partial, filters, flip)
+    gradient = np.empty(filters.shape, filters.dtype)
+    sum_of_blocks(layout, partial, flip, gradient)
+    return gradient
 
 
 @kernel_njit

@@ -47,7 +47,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 19
+CACHE_VERSION = 20
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -153,6 +153,31 @@ def forward_block(window_rows, window_cols, tanh):
     return conv_max_pool_block
 
 
+@cache
+def forward(window_rows, window_cols, tanh):
+    """Make the kernel of `ConvMaxPool`, to be called as a single block."""
+    run_blocks = forward_block(window_rows, window_cols, tanh)
+
+    @parallel(
+        lambda real: (
+            LAYOUT, types.boolean, real[:, :, :, :], real[:, :, :, :], real[:], real[:, :, :, ::1],
+            types.uint64[:, :, :, :, ::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols, tanh, uses=[run_blocks],
+    )  # fmt: skip
+    def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
+        biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
+        for k in range(layout.filters):
+            biases[k] = bias[k]
+        weights, offsets = tap_weights(layout, filters, flip)[0], tap_offsets(layout, filters, (1, 1))
+        # A mask of no filters has no last word.
+        blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
+        input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
+        run_blocks(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask)
+
+    return conv_max_pool
+
+
 # In whatever order is fastest on the machine, but in the same one each time.
 @partial(kernel_njit, fastmath={"reassoc"})
 def total_of(values):
@@ -243,6 +268,38 @@ def filters_gradient_block(window_rows, window_cols):
 
 
 @cache
+def filters_gradient(window_rows, window_cols):
+    """Make the kernel of `ConvMaxPoolGradFilters`, to be called as a single block."""
+    run_blocks = filters_gradient_block(window_rows, window_cols)
+
+    @parallel(
+        lambda real: (
+            LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
+            real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1], real[::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols, uses=[run_blocks],
+    )  # fmt: skip
+    def grad_filters(
+        block, blocks, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
+    ):
+        partial, offsets = empty_partial(layout, gradient), tap_offsets(layout, gradient, (1, 1))
+        partial_bias = np.zeros((BLOCKS, layout.filters))
+        run_blocks(
+            BLOCKS, layout, gradient.shape[2:], tanh, np.ascontiguousarray(input),
+            np.ascontiguousarray(mask), np.ascontiguousarray(output_gradient), np.ascontiguousarray(output),
+            offsets, partial, partial_bias,
+        )  # fmt: skip
+        sum_of_blocks(layout, partial, flip, gradient)
+        for k in range(layout.filters):
+            total = 0.0
+            for block in range(BLOCKS):
+                total += partial_bias[block, k]
+            bias_gradient[k] = total
+
+    return grad_filters
+
+
+@cache
 def input_gradient_block(window_rows, window_cols):
     """Make the kernel that computes the input's gradient for a block of images."""
     positions = window_rows * window_cols
@@ -289,6 +346,28 @@ def input_gradient_block(window_rows, window_cols):
     return grad_input_block
 
 
+@cache
+def input_gradient(window_rows, window_cols):
+    """Make the kernel of `ConvMaxPoolGradInput`, to be called as a single block."""
+    run_blocks = input_gradient_block(window_rows, window_cols)
+
+    @parallel(
+        lambda real: (
+            LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
+            real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1],
+        ),
+        CACHE_VERSION, window_rows, window_cols, uses=[run_blocks],
+    )  # fmt: skip
+    def grad_input(block, blocks, layout, flip, tanh, filters, mask, output_gradient, output, gradient):
+        runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
+        run_blocks(
+            min(len(gradient), 4 * BLOCKS), layout, tanh, runs, np.ascontiguousarray(mask),
+            np.ascontiguousarray(output_gradient), np.ascontiguousarray(output), offsets, gradient,
+        )  # fmt: skip
+
+    return grad_input
+
+
 @kernel_njit
 def check_gradient(layout, ws, input, mask, output_gradient, output):
     """Raise ValueError unless mask and gradient have the output's shape."""
@@ -308,25 +387,18 @@ def make_conv_max_pool(op, node, **kwargs):
     """Compile `ConvMaxPool`."""
     flip, (window_rows, window_cols) = op.filter_flip, op.ws
     positions = window_rows * window_cols
-    run_blocks = forward_block(window_rows, window_cols, op.tanh)
-    run_blocks.load(node.outputs[0].dtype)
+    convolve_and_pool = forward(window_rows, window_cols, op.tanh)
+    convolve_and_pool.load(node.outputs[0].dtype)
 
     @kernel_njit
     def biased(input, filters, bias):
         layout = plain_layout(input, filters)
         if len(bias) != layout.filters:
             raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
-        biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
-        for k in range(layout.filters):
-            biases[k] = bias[k]
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
         mask = np.empty((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
-        # A mask of no filters has no last word.
-        blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
-        weights, offsets = tap_weights(layout, filters, flip)[0], tap_offsets(layout, filters, (1, 1))
-        input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
-        run_blocks(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask)
+        convolve_and_pool(1, layout, flip, input, filters, bias, out, mask)
         return out, mask
 
     if op.bias:
@@ -355,28 +427,17 @@ def with_or_without_output(op, kernel):
 def make_conv_max_pool_grad_filters(op, node, **kwargs):
     """Compile `ConvMaxPoolGradFilters`."""
     flip, ws, tanh = op.filter_flip, op.ws, op.tanh
-    run_blocks = filters_gradient_block(*ws)
-    run_blocks.load(node.outputs[0].dtype)
+    differentiate = filters_gradient(*ws)
+    differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_filters(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
-        partial, offsets = empty_partial(layout, filters), tap_offsets(layout, filters, (1, 1))
-        partial_bias = np.zeros((BLOCKS, layout.filters))
-        input, mask = np.ascontiguousarray(input), np.ascontiguousarray(mask)
-        output_gradient, output = np.ascontiguousarray(output_gradient), np.ascontiguousarray(output)
-        run_blocks(
-            BLOCKS, layout, filters.shape[2:], tanh, input, mask, output_gradient, output, offsets, partial,
-            partial_bias,
-        )  # fmt: skip
+        gradient = np.empty(filters.shape, filters.dtype)
         bias_gradient = np.empty(layout.filters, filters.dtype)
-        for k in range(layout.filters):
-            total = 0.0
-            for block in range(BLOCKS):
-                total += partial_bias[block, k]
-            bias_gradient[k] = total
-        return sum_of_blocks(layout, partial, filters, flip), bias_gradient
+        differentiate(1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient)
+        return gradient, bias_gradient
 
     return with_or_without_output(op, conv_max_pool_grad_filters), CACHE_VERSION
 
@@ -385,19 +446,15 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
 def make_conv_max_pool_grad_input(op, node, **kwargs):
     """Compile `ConvMaxPoolGradInput`."""
     flip, ws, tanh = op.filter_flip, op.ws, op.tanh
-    run_blocks = input_gradient_block(*ws)
-    run_blocks.load(node.outputs[0].dtype)
+    differentiate = input_gradient(*ws)
+    differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
         gradient = np.empty(input.shape, filters.dtype)
-        runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
-        blocks = min(len(input), 4 * BLOCKS)
-        mask = np.ascontiguousarray(mask)
-        output_gradient, output = np.ascontiguousarray(output_gradient), np.ascontiguousarray(output)
-        run_blocks(blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient)
+        differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient)
         return gradient
 
     return with_or_without_output(op, conv_max_pool_grad_input), CACHE_VERSION

@@ -25,6 +25,9 @@ from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_defa
 # on rounding, such as the exact reduction in the hyperbolic tangent.
 kernel_njit = partial(numba_njit, fastmath={"contract"})
 
+# For functions that hold most of a kernel, which LLVM would optimise by themselves and again in each caller.
+kernel_inline = partial(kernel_njit, inline="always")
+
 _INDEX = ir.IntType(64)
 _KERNEL = ir.FunctionType(ir.VoidType(), [_INDEX] * 3)
 
@@ -127,7 +130,7 @@ def block_of(block, blocks, items):
     return block * items // blocks, (block + 1) * items // blocks
 
 
-def parallel(arguments, version, *parameters):
+def parallel(arguments, version, *parameters, uses=()):
     """Make a kernel of ``body(block, blocks, *arguments)``.
 
     Parameters
@@ -138,6 +141,8 @@ def parallel(arguments, version, *parameters):
         PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.
     *parameters
         What else the body's code depends on, where a factory makes several.
+    uses : iterable of kernels
+        Those that the body calls. Only a kernel that is called with a single block may have any.
 
     Returns
     -------
@@ -154,10 +159,12 @@ def parallel(arguments, version, *parameters):
             return f"{body.__module__}.{body.__name__}_{described}"
 
         def load(dtype):
+            for kernel in uses:
+                kernel.load(dtype)
             float_type = numba.from_dtype(np.dtype(dtype))
             name = name_of(float_type)
             if name not in loaded:
-                loaded[name] = _compile(kernel_njit(body), name, arguments(float_type))
+                loaded[name] = _compile(kernel_inline(body), name, arguments(float_type))
                 llvmlite.binding.add_symbol(name, loaded[name].address)
 
         @intrinsic
@@ -200,8 +207,11 @@ def _compile(body, name, arguments):
 
         return frame_type(types.int64), codegen
 
+    given = ", ".join(f"given[{i}]" for i in range(len(arguments)))
     kernel = compile_numba_function_src(
-        "def kernel(block, blocks, frame):\n    body(block, blocks, *arguments_at(frame))\n",
+        "def kernel(block, blocks, frame):\n"
+        "    given = arguments_at(frame)\n"
+        f"    body(block, blocks, {given})\n",
         "kernel",
         {"__name__": __name__, "body": body, "arguments_at": arguments_at},
         cache_key=name,

@@ -23,7 +23,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -120,41 +120,52 @@ def in_row_order(b):
 
 
 @kernel_njit
-def product(a, b):
+def multiply_tiles(a, b, out):
     """Multiply tile by tile."""
-    rows, cols = len(a), b.shape[1]
-    out = np.empty((rows, cols), a.dtype)
+    rows, cols = out.shape
     halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
     col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     row_blocks = max(1, rows // BLOCK_ROWS)
     product_block(row_blocks * col_blocks, row_blocks, col_blocks, a, in_row_order(b), out)
-    return out
 
 
-@kernel_njit
-def matrix_product(a, b):
-    """Compute `MatrixProduct`; few columns would leave a tile's vectors half empty, so others are found."""
-    if a.shape[1] != b.shape[0]:
-        raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
+@parallel(
+    lambda real: (real[:, :], real[:, :], real[:, ::1]),
+    CACHE_VERSION,
+    uses=(copy_block, product_block, inner_block),
+)
+def multiply(block, blocks, a, b, out):
+    """Multiply; few columns would leave a tile's vectors half empty, so others are found.
+
+    To be called as a single block: it is compiled once, and not for every order in memory that a graph has.
+    """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
     if cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
         b = in_row_order(b)
-        transposed, out = np.empty((cols, inner), b.dtype), np.empty((rows, cols), a.dtype)
+        transposed = np.empty((cols, inner), b.dtype)
         transpose(transposed, 0, inner, b, 0, steps(b)[0], inner, cols)
         inner_block(max(1, rows // BLOCK_ROWS), a, transposed, out)
-        return out
-    if cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
-        transposed, out = product(b.T, a.T), np.empty((rows, cols), a.dtype)
+    elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
+        transposed = np.empty((cols, rows), a.dtype)
+        multiply_tiles(b.T, a.T, transposed)
         transpose(out, 0, cols, transposed, 0, rows, cols, rows)
-        return out
-    return product(a, b)
+    else:
+        multiply_tiles(a, b, out)
+
+
+@kernel_njit
+def matrix_product(a, b):
+    """Compute `MatrixProduct`."""
+    if a.shape[1] != b.shape[0]:
+        raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
+    out = np.empty((len(a), b.shape[1]), a.dtype)
+    multiply(1, a, b, out)
+    return out
 
 
 @register_kernel(MatrixProduct)
 def make_matrix_product(op, node, **kwargs):
     """Compile `MatrixProduct`."""
-    product_block.load(node.outputs[0].dtype)
-    inner_block.load(node.outputs[0].dtype)
-    copy_block.load(node.outputs[0].dtype)
+    multiply.load(node.outputs[0].dtype)
     return matrix_product, CACHE_VERSION
