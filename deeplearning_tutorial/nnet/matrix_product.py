@@ -1,4 +1,4 @@
-"""The product of two matrices as an Op of its own, which the rewrites put in place of PyTensor's.
+"""Products of two matrices as Ops of their own, which the rewrites put in place of PyTensor's.
 
 A BLAS with threads of its own fights the kernels for the cores, and adds in another order for each number of
 threads.
@@ -24,3 +24,29 @@ class MatrixProduct(Op):
 
     def perform(self, node, inputs, outputs):
         outputs[0][0] = np.dot(*inputs)
+
+
+class WeightUpdate(Op):
+    """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``.
+
+    A step of gradient descent, where the gradient is a product, without writing the gradient down. The two
+    rates are matrices of one element, as elementwise Ops have them.
+    """
+
+    __props__ = ("inplace",)
+
+    def __init__(self, inplace=False):
+        self.inplace = inplace
+        if inplace:
+            self.destroy_map = {0: [0]}
+
+    def make_node(self, weights, a, b, learning_rate, weight_decay):
+        return Apply(self, [weights, a, b, learning_rate, weight_decay], [weights.type()])
+
+    def infer_shape(self, *args):
+        return [args[-1][0]]
+
+    def perform(self, node, inputs, outputs):
+        weights, a, b, learning_rate, weight_decay = inputs
+        step = learning_rate * (np.dot(a, b) + weight_decay * weights)
+        outputs[0][0] = np.subtract(weights, step, out=weights if self.inplace else None)

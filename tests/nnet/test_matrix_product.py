@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
 
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
 
 RNG = np.random.default_rng(8)
 
@@ -105,3 +105,89 @@ def test_other_products_and_an_excluded_rewrite_stay_with_pytensor():
         assert MatrixProduct not in ops_of(pytensor.function([*{a, b}], pt.dot(a, b), mode="NUMBA"))
     mode = get_mode("NUMBA").excluding("matrix_product")
     assert MatrixProduct not in ops_of(pytensor.function([matrix], pt.dot(matrix, matrix), mode=mode))
+
+
+def update_function(dtype, decay, cols=None, mode="NUMBA"):
+    """Compile a step of gradient descent; return it with the weights' shared variable."""
+    weights = pytensor.shared(RNG.normal(size=(23, cols or 45)).astype(dtype), shape=(23, cols or 45))
+    x, g, rate = pt.matrix("x", dtype=dtype), pt.matrix("g", dtype=dtype), pt.scalar("rate", dtype=dtype)
+    gradient = pt.dot(x.T, g)
+    if decay:
+        gradient = decay * weights + gradient
+    outputs = [(weights**2).sum(), pt.dot(x, weights)]
+    f = pytensor.function([x, g, rate], outputs, updates=[(weights, weights - rate * gradient)], mode=mode)
+    return f, weights
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decay", [0, 0.25])
+def test_a_step_of_gradient_descent_is_one_op_that_overwrites_the_weights(dtype, decay):
+    f, weights = update_function(dtype, decay)
+    updates = [node.op for node in f.maker.fgraph.apply_nodes if isinstance(node.op, WeightUpdate)]
+    assert updates == [WeightUpdate(inplace=True)]
+    # PyTensor's own Ops in double precision.
+    rtol = {"float32": 1e-5, "float64": 1e-13}[dtype]
+    for batch in (0, 1, 2, 5, 130):
+        old = weights.get_value().astype("float64")
+        x, g = RNG.normal(size=(batch, 23)).astype(dtype), RNG.normal(size=(batch, 45)).astype(dtype)
+        penalty, product = f(x, g, 0.5)
+        np.testing.assert_allclose(penalty, (old**2).sum(), rtol=rtol)
+        np.testing.assert_allclose(product, x @ old, rtol=rtol, atol=10 * rtol)
+        expected = old - 0.5 * (x.T.astype("float64") @ g + decay * old)
+        np.testing.assert_allclose(weights.get_value(), expected, rtol=rtol, atol=10 * rtol)
+    weights.set_value(np.asfortranarray(weights.get_value()))
+    old = weights.get_value()
+    f(x, g, 0.0)
+    np.testing.assert_array_equal(weights.get_value(), old)
+    with pytest.raises(ValueError):
+        f(x[:, 1:], g, 0.5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 129, 131])
+@pytest.mark.parametrize("cols", [32, 45, 64, 71])
+def test_each_weight_is_updated_once_whatever_the_tiles(rows, cols):
+    weights = pytensor.shared(np.ones((rows, cols)), shape=(rows, cols))
+    a, b = pt.dmatrices("ab")
+    update = weights - 2.0 * (pt.dot(a, b) + 3.0 * weights)
+    f = pytensor.function([a, b], update, mode="NUMBA")
+    g = pytensor.function([a, b], updates=[(weights, update)], mode="NUMBA")
+    assert WeightUpdate in ops_of(f)
+    a_value, b_value = (RNG.integers(-3, 4, shape).astype(float) for shape in ((rows, 6), (6, cols)))
+    expected = 1 - 2 * (a_value @ b_value + 3)
+    np.testing.assert_array_equal(f(a_value, b_value), expected)
+    np.testing.assert_array_equal(weights.get_value(), 1)
+    g(a_value, b_value)
+    np.testing.assert_array_equal(weights.get_value(), expected)
+
+
+def test_perform_of_an_update_is_the_formula_in_place_or_not():
+    arrays = [RNG.normal(size=shape) for shape in ((4, 3), (4, 2), (2, 3), (1, 1), (1, 1))]
+    weights, a, b, rate, decay = (array.copy() for array in arrays)
+    expected = weights - rate * (a @ b + decay * weights)
+    for inplace in (False, True):
+        output = [[None]]
+        WeightUpdate(inplace).perform(None, [weights, a, b, rate, decay], output)
+        np.testing.assert_allclose(output[0][0], expected, rtol=1e-15)
+        assert (output[0][0] is weights) == inplace
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda w, p: w - p,
+        lambda w, p: w + 0.5 * p,
+        lambda w, p: w - 0.5 * (p + 0.1 * w**2),
+        lambda w, p: w - 0.5 * (p + 0.1 * w + 0.2 * abs(w)),
+        lambda w, p: [w - 0.5 * p, p],
+    ],
+    ids=["no rate", "sum", "another penalty", "two penalties", "gradient used"],
+)
+def test_other_updates_keep_the_product(update):
+    w, a, b = pt.tensor("w", dtype="float64", shape=(20, 40)), pt.dmatrix("a"), pt.dmatrix("b")
+    f = pytensor.function([w, a, b], update(w, pt.dot(a, b)), mode="NUMBA")
+    assert MatrixProduct in ops_of(f) and WeightUpdate not in ops_of(f)
+
+
+def test_few_columns_keep_the_product():
+    f, _ = update_function("float32", 0.25, cols=10)
+    assert WeightUpdate not in ops_of(f)

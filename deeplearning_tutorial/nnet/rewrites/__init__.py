@@ -2,9 +2,9 @@
 
 ``conv_pool_fusion`` recognises max-pooling of a convolution, with bias, tanh and gradients;
 ``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient. They put one Op in
-the place of several, and so does ``sum_of_squares``. ``vector_tanh`` and ``matrix_product`` put a faster tanh
-and a product of matrices that shares the kernels' threads in place of PyTensor's. They are switched off like
-any of PyTensor's rewrites::
+the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
+descent. ``vector_tanh`` and ``matrix_product`` put a faster tanh and a product of matrices that shares the
+kernels' threads in place of PyTensor's. They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -16,7 +16,11 @@ from pytensor.compile.mode import optdb
 
 from deeplearning_tutorial.nnet.rewrites.conv_pool import ConvPoolFusion
 from deeplearning_tutorial.nnet.rewrites.log_likelihood import LogLikelihoodFusion
-from deeplearning_tutorial.nnet.rewrites.matrix_product import MatrixProductRewriter
+from deeplearning_tutorial.nnet.rewrites.matrix_product import (
+    MatrixProductRewriter,
+    WeightUpdateInplaceRewriter,
+    WeightUpdateRewriter,
+)
 from deeplearning_tutorial.nnet.rewrites.sum_of_squares import SumOfSquaresRewriter
 from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 
@@ -28,4 +32,7 @@ optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
 # After the simplifications of products, before elementwise Ops are merged into loops, at 48.
 optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)
+optdb.register("weight_update", WeightUpdateRewriter, "numba", position=21)
 optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)
+# Where PyTensor lets its products of matrices overwrite an input.
+optdb.register("weight_update_inplace", WeightUpdateInplaceRewriter, "numba", "inplace", position=70)

@@ -1,9 +1,15 @@
-"""Replace the product of two matrices."""
+"""Replace the product of two matrices, and a step of gradient descent that adds one to weights."""
 
+import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.scalar.basic import Add, Mul, Sub
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
 
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
+
+# A product with fewer columns has ways of its own.
+MIN_COLUMNS = 32
 
 
 @node_rewriter([Dot])
@@ -18,4 +24,57 @@ def matrix_product(fgraph, node):
     return [MatrixProduct()(a, b)]
 
 
+@node_rewriter([Elemwise])
+def weight_update(fgraph, node):
+    """Replace ``W - rate * dot(a, b)`` and ``W - rate * (dot(a, b) + decay * W)``."""
+    if not isinstance(node.op.scalar_op, Sub):
+        return None
+    weights, step = node.inputs
+    if weights.ndim != 2 or weights.dtype != node.out.dtype or (weights.type.shape[1] or 0) < MIN_COLUMNS:
+        return None
+    rate, gradient = _scaled(step)
+    product, decay = _without_decay(gradient, weights)
+    if rate is None or product.owner is None or not isinstance(product.owner.op, MatrixProduct):
+        return None
+    if any(len(fgraph.clients[variable]) > 1 for variable in (step, gradient, product)):
+        return None
+    if product.type.broadcastable != (False, False) or {rate.dtype, decay.dtype} != {weights.dtype}:
+        return None
+    return [WeightUpdate()(weights, *product.owner.inputs, rate, decay)]
+
+
+def _without_decay(gradient, weights):
+    """Split ``other + decay * weights``; the decay is zero if ``gradient`` is not such a sum."""
+    if _is_elemwise(gradient, Add) and len(gradient.owner.inputs) == 2:
+        for other, penalty in (gradient.owner.inputs, gradient.owner.inputs[::-1]):
+            decay, decaying = _scaled(penalty)
+            if decaying is weights:
+                return other, decay
+    return gradient, pt.zeros((1, 1), weights.dtype)
+
+
+def _scaled(variable):
+    """Return the factor, of shape (1, 1), and what it multiplies; None twice if there is no such factor."""
+    if _is_elemwise(variable, Mul) and len(variable.owner.inputs) == 2:
+        for factor, other in (variable.owner.inputs, variable.owner.inputs[::-1]):
+            if factor.type.broadcastable == (True, True):
+                return factor, other
+    return None, None
+
+
+def _is_elemwise(variable, scalar_op_class):
+    node = None if variable is None else variable.owner
+    if node is None or not isinstance(node.op, Elemwise):
+        return False
+    return isinstance(node.op.scalar_op, scalar_op_class)
+
+
+@node_rewriter([WeightUpdate()], inplace=True)
+def weight_update_inplace(fgraph, node):
+    """Let the update overwrite the weights."""
+    return [WeightUpdate(inplace=True)(*node.inputs)]
+
+
 MatrixProductRewriter = in2out(matrix_product)
+WeightUpdateRewriter = in2out(weight_update)
+WeightUpdateInplaceRewriter = in2out(weight_update_inplace)

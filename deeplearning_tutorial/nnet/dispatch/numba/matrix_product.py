@@ -17,13 +17,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     TILE_HALVES,
     convolve_tile,
     copy_elements,
+    descend,
     inner_tile,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 7
+CACHE_VERSION = 11
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -52,9 +53,18 @@ def steps(x):
     return x.strides[0] // x.itemsize, x.strides[1] // x.itemsize
 
 
-@parallel(lambda real: (types.int64, types.int64, real[:, :], real[:, :], real[:, ::1]), CACHE_VERSION)
-def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
-    """Compute a block of the result; ``b`` has its rows side by side in memory."""
+@parallel(
+    lambda real: (
+        types.int64, types.int64, real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real,
+        real,
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay):
+    """Compute a block of the product, or with ``update`` of the new weights.
+
+    ``b`` has its rows side by side in memory. ``out`` may be ``weights`` itself.
+    """
     (rows, inner), cols = a.shape, b.shape[1]
     half = REGISTER_BYTES // a.itemsize // 2
     first_half, last_half = block_of(block % col_blocks, col_blocks, in_halves(cols, half))
@@ -62,13 +72,13 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
     begin, end = block_of(block // col_blocks, row_blocks, rows)
 
     whole_vectors = last_half * half <= cols
-    weights, first, width = b, left, steps(b)[0]
+    columns, first, width = b, left, steps(b)[0]
     # Packing costs as much as a few rows; vectors must not run over the end of ``b``.
     if end - begin >= BLOCK_ROWS or not whole_vectors:
-        packed = np.zeros((inner, halves * half), a.dtype)
+        columns = np.zeros((inner, halves * half), a.dtype)
         for t in range(inner):
-            copy_elements(packed, t * halves * half, b, t * width + left, right - left)
-        weights, first, width = packed, 0, halves * half
+            copy_elements(columns, t * halves * half, b, t * width + left, right - left)
+        first, width = 0, halves * half
 
     row_step, inner_step = steps(a)
     offsets = np.empty(inner, np.int32)
@@ -79,22 +89,30 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out):
     step, column = (TILE_COLUMNS, row_step) if end - begin >= TILE_COLUMNS else (1, 0)
     for start in range(begin, end, step):
         row = min(start, end - step)
-        if whole_vectors and step == TILE_COLUMNS:
+        if whole_vectors and step == TILE_COLUMNS and not update:
             convolve_tile(
                 out, row * cols + left, cols, a, row * row_step, column,
-                weights, first, width, offsets, halves,
+                columns, first, width, offsets, halves,
             )  # fmt: skip
         else:
             convolve_tile(
-                tile, 0, tile.shape[1], a, row * row_step, column, weights, first, width, offsets, halves
+                tile, 0, tile.shape[1], a, row * row_step, column, columns, first, width, offsets, halves
             )
-            for r in range(step):
-                copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
+            # From the row that the tile before has not updated.
+            for r in range(start - row if update else 0, step):
+                if update:
+                    at, whole = (row + r) * cols + left, (right - left) // half
+                    descend(out, at, weights, at, tile, r * tile.shape[1], rate, decay, whole)
+                    for col in range(left + whole * half, right):
+                        weight = weights[row + r, col]
+                        out[row + r, col] = weight - rate * (tile[r, col - left] + decay * weight)
+                else:
+                    copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]), CACHE_VERSION)
 def inner_block(block, blocks, a, transposed, out):
-    """Multiply a block of rows, side by side in memory, by a few columns."""
+    """Multiply a block of rows by a few columns; both matrices have their rows side by side in memory."""
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
@@ -120,38 +138,42 @@ def in_row_order(b):
 
 
 @kernel_njit
-def multiply_tiles(a, b, out):
+def multiply_tiles(a, b, out, update, weights, rate, decay):
     """Multiply tile by tile."""
     rows, cols = out.shape
     halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
     col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     row_blocks = max(1, rows // BLOCK_ROWS)
-    product_block(row_blocks * col_blocks, row_blocks, col_blocks, a, in_row_order(b), out)
+    product_block(
+        row_blocks * col_blocks, row_blocks, col_blocks, a, in_row_order(b), out, update, weights, rate, decay
+    )
 
 
 @parallel(
-    lambda real: (real[:, :], real[:, :], real[:, ::1]),
+    lambda real: (real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real, real),
     CACHE_VERSION,
     uses=(copy_block, product_block, inner_block),
 )
-def multiply(block, blocks, a, b, out):
+def multiply(block, blocks, a, b, out, update, weights, rate, decay):
     """Multiply; few columns would leave a tile's vectors half empty, so others are found.
 
     To be called as a single block: it is compiled once, and not for every order in memory that a graph has.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
-    if cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
+    if update:
+        multiply_tiles(a, b, out, update, weights, rate, decay)
+    elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
         b = in_row_order(b)
         transposed = np.empty((cols, inner), b.dtype)
         transpose(transposed, 0, inner, b, 0, steps(b)[0], inner, cols)
         inner_block(max(1, rows // BLOCK_ROWS), a, transposed, out)
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
         transposed = np.empty((cols, rows), a.dtype)
-        multiply_tiles(b.T, a.T, transposed)
+        multiply_tiles(b.T, a.T, transposed, update, weights, rate, decay)
         transpose(out, 0, cols, transposed, 0, rows, cols, rows)
     else:
-        multiply_tiles(a, b, out)
+        multiply_tiles(a, b, out, update, weights, rate, decay)
 
 
 @kernel_njit
@@ -160,7 +182,8 @@ def matrix_product(a, b):
     if a.shape[1] != b.shape[0]:
         raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
     out = np.empty((len(a), b.shape[1]), a.dtype)
-    multiply(1, a, b, out)
+    zero = a.dtype.type(0)
+    multiply(1, a, b, out, False, out, zero, zero)
     return out
 
 
@@ -169,3 +192,22 @@ def make_matrix_product(op, node, **kwargs):
     """Compile `MatrixProduct`."""
     multiply.load(node.outputs[0].dtype)
     return matrix_product, CACHE_VERSION
+
+
+@register_kernel(WeightUpdate)
+def make_weight_update(op, node, **kwargs):
+    """Compile `WeightUpdate`."""
+    inplace = op.inplace
+    multiply.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def weight_update(weights, a, b, learning_rate, weight_decay):
+        if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
+            raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
+        # No copy, if they already are.
+        weights = np.ascontiguousarray(weights)
+        out = weights if inplace else np.empty_like(weights)
+        multiply(1, a, b, out, True, weights, learning_rate[0, 0], weight_decay[0, 0])
+        return out
+
+    return weight_update, CACHE_VERSION

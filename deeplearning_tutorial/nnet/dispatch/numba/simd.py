@@ -514,6 +514,42 @@ def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
     return signature, codegen
 
 
+@intrinsic
+def descend(typingctx, out, out_at, weights, weights_at, gradient, gradient_at, rate, decay, halves):
+    """Take a step of gradient descent.
+
+    For i in 0..halves * half - 1, all flat offsets counted in elements::
+
+        w = weights[weights_at + i]
+        out[out_at + i] = w - rate * (gradient[gradient_at + i] + decay * w)
+    """
+    signature = types.void(
+        out, types.intp, weights, types.intp, gradient, types.intp, out.dtype, out.dtype, types.intp
+    )
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, weights_, weights_at, gradient_, gradient_at, rate, decay, halves = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        [(vector, _)] = emitter.vectors(1)
+        target = emitter.pointer(out, out_, out_at)
+        old = emitter.pointer(weights, weights_, weights_at)
+        slope = emitter.pointer(gradient, gradient_, gradient_at)
+        rates = emitter.spread(builder.fneg(rate), vector)
+        decays = emitter.spread(decay, vector)
+
+        def one_half(i, _sums):
+            at = builder.mul(i, _INDEX(emitter.half))
+            weight = emitter.load(emitter.step(old, at), vector)
+            step = emitter.multiply_add(decays, weight, emitter.load(emitter.step(slope, at), vector))
+            emitter.store(emitter.multiply_add(rates, step, weight), emitter.step(target, at))
+            return []
+
+        emitter.accumulate(halves, [], one_half)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _elementwise(function):
     """Make an intrinsic of a method of `_Emitter`."""
 
