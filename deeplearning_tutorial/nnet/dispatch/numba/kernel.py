@@ -6,6 +6,7 @@ or not.
 """
 
 import ctypes
+import inspect
 import os
 import sys
 from functools import partial
@@ -164,7 +165,9 @@ def parallel(arguments, version, *parameters, uses=()):
             float_type = numba.from_dtype(np.dtype(dtype))
             name = name_of(float_type)
             if name not in loaded:
-                loaded[name] = _compile(kernel_inline(body), name, arguments(float_type))
+                # Numba does not inline what takes ``*arguments``.
+                compiled = kernel_njit if inspect.getfullargspec(body).varargs else kernel_inline
+                loaded[name] = _compile(compiled(body), name, arguments(float_type))
                 llvmlite.binding.add_symbol(name, loaded[name].address)
 
         @intrinsic
