@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contenders import JAX, MATRIX_PRODUCT, MATRIX_SIDE, OURS, PYTORCH
+from benchmarks.contenders import CHANNELS_LAST, JAX, MATRIX_PRODUCT, MATRIX_SIDE, OURS, PLAIN, PYTORCH
+from benchmarks.layers import BATCH
 from benchmarks.timing import fastest_pytorch, median_ratio
 
 COLUMNS = (OURS, *PYTORCH, JAX)
@@ -26,6 +27,8 @@ class Results:
     threads_compared: tuple = ()
     start_up: tuple = ()
     memory: tuple = ()
+    layers: dict = field(default_factory=dict)
+    """By layer and what is computed of it: seconds and skipped contenders."""
 
 
 def markdown(results, command):
@@ -36,6 +39,7 @@ def markdown(results, command):
         _threads_compared(*results.threads_compared) if results.threads_compared else "",
         _start_up(*results.start_up) if results.start_up else "",
         _memory(*results.memory) if results.memory else "",
+        _layers(results.layers) if results.layers else "",
         _skipped(results),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -201,7 +205,29 @@ validation and the test set.
 {_table(["contender", "MiB"], rows)}"""
 
 
+def _layers(layers):
+    names = [OURS, PLAIN, CHANNELS_LAST]
+    rows = []
+    for (layer, what), (seconds, _) in layers.items():
+        by_name = {name: values for (name, _threads), values in seconds.items()}
+        peer = fastest_pytorch(seconds)
+        ratio = "" if peer is None else f"**{median_ratio(by_name[OURS], seconds[peer]):.2f}**"
+        times = [_milliseconds(by_name[name]) if name in by_name else NONE for name in names]
+        rows.append([f"{layer}: {what}", *times, ratio])
+    return f"""## Single layers
+
+Milliseconds for a batch of {BATCH}: the output, or the gradient with respect to the filters or the input.
+
+{_table(["layer", *names, "ratio"], rows)}"""
+
+
 def _skipped(results):
-    measured = [*results.timed.values(), results.threads_compared, results.start_up, results.memory]
+    measured = [
+        *results.timed.values(),
+        results.threads_compared,
+        results.start_up,
+        results.memory,
+        *results.layers.values(),
+    ]
     reasons = {name: why for values in measured if values for name, why in values[-1].items()}
     return "\n".join(f"- Without {name}: {why}" for name, why in reasons.items())

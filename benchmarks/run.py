@@ -17,7 +17,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import data, report, startup, timing
+from benchmarks import data, layers, report, startup, timing
 from benchmarks.contenders import MATRIX_PRODUCT, OURS, PYTORCH, contenders_of
 from benchmarks.workload import Workload
 
@@ -35,8 +35,8 @@ TIMED = {
     "lenet-filters-7": Workload(filter_size=7),
     "lenet-float64": Workload(floatX="float64"),
 }
-THREADS, START_UP, MEMORY = "lenet-threads", "start-up", "memory"
-CASES = (*TIMED, THREADS, START_UP, MEMORY)
+THREADS, START_UP, MEMORY, LAYERS = "lenet-threads", "start-up", "memory", "layers"
+CASES = (*TIMED, THREADS, START_UP, MEMORY, LAYERS)
 
 
 def parse():
@@ -82,6 +82,11 @@ def measure(cases, threads, quick, sizes, folder):
         elif case == THREADS:
             keys = [(name, n) for name in (OURS, *PYTORCH) for n in (1, 2)]
             results.threads_compared = timing.measure(keys, Workload(), folder, effort)
+        elif case == LAYERS:
+            keys = [(name, threads) for name in layers.CONTENDERS]
+            for name, layer in layers.LAYERS.items():
+                for single in layer.passes():
+                    results.layers[name, single.what] = timing.measure(keys, single, folder, effort)
         elif case == START_UP:
             results.start_up = startup.start_up(dataset, threads, warm_runs=1 if quick else 3)
         else:

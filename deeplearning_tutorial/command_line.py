@@ -1,6 +1,7 @@
 """The command line that every script shares: a flag for each parameter of its training function."""
 
 import argparse
+import importlib.util
 import inspect
 import sys
 
@@ -10,6 +11,8 @@ import pytensor
 from threadpoolctl import threadpool_limits
 
 from deeplearning_tutorial import datasets
+
+MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
 
 
 def run(function, description, published, minibatches):
@@ -29,6 +32,8 @@ def run(function, description, published, minibatches):
     """
     arguments = vars(_parser(function, description).parse_args())
     _set_floatX(arguments.pop("floatX", None))
+    if "mode" in arguments:
+        _set_mode(arguments.pop("mode"))
     if "threads" in arguments:
         _set_threads(arguments.pop("threads"))
     defaults_used = not arguments.keys() - {"dataset", "save"}
@@ -69,6 +74,12 @@ def _parser(function, description):
         help="Precision (default: float32, unless PyTensor's own configuration sets it).",
     )
     parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default=argparse.SUPPRESS,
+        help="PyTensor's back end (default: NUMBA, unless its own configuration says otherwise).",
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         choices=range(1, numba.config.NUMBA_NUM_THREADS + 1),
@@ -95,6 +106,28 @@ def _set_floatX(floatX):
         untouched = pytensor.config._config_var_dict["floatX"].is_default
         floatX = "float32" if untouched else pytensor.config.floatX
     pytensor.config.floatX = floatX
+
+
+def _set_mode(mode):
+    """Choose the back end, and have it compute as PyTensor's graphs say and start at once."""
+    package, extra = {"JAX": ("jax", "jax"), "PYTORCH": ("torch", "pytorch")}.get(mode, (None, None))
+    if package is not None and importlib.util.find_spec(package) is None:
+        sys.exit(f"--mode {mode} needs {package}; install the extra with pip install -e '.[{extra}]'")
+    pytensor.config.mode = mode
+    if mode == "FAST_RUN":
+        # PyTensor's own linker, which calls each Op's C code or ``perform``.
+        pytensor.config.linker = "cvm"
+    elif mode == "JAX":
+        import jax
+        from pytensor.link.jax import dispatch  # noqa: F401  it sets the same for float64 alone
+
+        # Else JAX makes int64 indices int32, and warns of each.
+        jax.config.update("jax_enable_x64", True)
+    elif mode == "PYTORCH":
+        import torch
+
+        # Its compiler takes minutes, needs one for C++, and leaves the convolutions as they are.
+        torch.compiler.set_stance("force_eager")
 
 
 def _set_threads(threads):

@@ -2,7 +2,8 @@
 
 import warnings
 
-from deeplearning_tutorial.nnet.conv import convolve
+from deeplearning_tutorial.nnet.conv import prepare
+from deeplearning_tutorial.nnet.unshared import convolve_unshared
 
 
 def conv2d(
@@ -25,9 +26,10 @@ def conv2d(
     input : tensor_like
         Shape ``(batch, channels, rows, cols)``; float32 or float64.
     filters : tensor_like
-        Shape ``(filters, channels / num_groups, filter rows, filter cols)``; float32 or float64.
+        Shape ``(filters, channels / num_groups, filter rows, filter cols)``, or with ``unshared`` ``(filters,
+        rows', cols', channels / num_groups, filter rows, filter cols)``; float32 or float64.
     input_shape, filter_shape : tuple of (int or None), optional
-        The four lengths where they are known beforehand; checked when the function runs.
+        Their lengths where they are known beforehand; checked when the function runs.
     border_mode : {'valid', 'half', 'full'}, int, tuple of two ints, or tuple of two pairs of ints
         Zeros around the input: none, half the (dilated) filter, the filter but one; or their number for
         both axes, for each axis, or before and after each axis.
@@ -42,7 +44,7 @@ def conv2d(
     num_groups : int
         Groups of channels, each convolved with its own share of the filters.
     unshared : bool
-        Only False is supported.
+        True gives each position of the output filters of its own: a locally connected layer.
 
     Returns
     -------
@@ -57,9 +59,8 @@ def conv2d(
         known then, else when the function runs. No output rows or columns are an error; a batch, channels or
         filters of length 0 are not.
     TypeError
-        If ``input`` or ``filters`` has not four dimensions or is not floating point.
-    NotImplementedError
-        If ``unshared`` is True.
+        If ``input`` has not four dimensions, ``filters`` not four (six with ``unshared``), or either is not
+        floating point.
 
     Warns
     -----
@@ -81,11 +82,7 @@ def conv2d(
             "image_shape is the old name of input_shape; use input_shape", DeprecationWarning, stacklevel=2
         )
         input_shape = image_shape
-    if unshared:
-        raise NotImplementedError(
-            "unshared=True (locally connected filters) is not supported; use unshared=False"
-        )
-    return convolve(
+    op, input, filters = prepare(
         input,
         filters,
         input_shape,
@@ -95,4 +92,6 @@ def conv2d(
         filter_flip,
         filter_dilation,
         num_groups,
+        unshared=unshared,
     )
+    return convolve_unshared(op, input, filters) if unshared else op(input, filters)

@@ -8,7 +8,7 @@ import numpy as np
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
-from pytensor.tensor import as_tensor_variable, cast, tensor
+from pytensor.tensor import as_tensor_variable, cast, tensor, zeros
 
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
 
@@ -248,7 +248,7 @@ class Conv2dGradInput(_ConvOp):
         outputs[0][0] = np.ascontiguousarray(padded[:, :, *inside])
 
 
-def convolve(
+def prepare(
     input,
     filters,
     input_shape,
@@ -259,25 +259,59 @@ def convolve(
     filter_dilation=(1, 1),
     num_groups=1,
     shape_name="input_shape",
+    unshared=False,
 ):
-    """Check and normalise the arguments of ``conv2d``, whose docstring describes them; apply `Conv2d`.
+    """Check and normalise the arguments of ``conv2d``, whose docstring describes them.
 
-    ``shape_name`` is what the caller calls ``input_shape``, for messages.
+    ``shape_name`` is what the caller calls ``input_shape``, for messages. Returns a `Conv2d`, input and
+    filters.
     """
-    input = _floating("input", input, "(batch, channels, rows, cols)")
-    filters = _floating("filters", filters, "(filters, channels, rows, cols)")
-    border_mode = _normal_border_mode(border_mode)
-    subsample = _pair_of_ints("subsample", subsample)
-    filter_dilation = _pair_of_ints("filter_dilation", filter_dilation)
-    num_groups = _count("num_groups", num_groups)
+    axes = ("filters", *(("output rows", "output cols") if unshared else ()), "channels", "rows", "cols")
+    input = _floating("input", input, ("batch", "channels", "rows", "cols"))
+    filters = _floating("filters", filters, axes)
+    parameters = _normal_parameters(border_mode, subsample, filter_flip, filter_dilation, num_groups)
     input = apply_shape_hint(shape_name, input, input_shape)
     filters = apply_shape_hint("filter_shape", filters, filter_shape)
-    pads = conv_pads(border_mode, filters.type.shape[2:], filter_dilation)
-    if None not in pads:
-        border_mode = pads
-    op = Conv2d(border_mode, subsample, bool(filter_flip), filter_dilation, num_groups)
-    dtype = np.promote_types(input.dtype, filters.dtype).name
-    return op(cast(input, dtype), cast(filters, dtype))
+    op = Conv2d(*_with_known_pads(filters, *parameters))
+    return op, *_of_one_dtype(input, filters)
+
+
+def transpose_convolve(
+    input,
+    filters,
+    output_shape,
+    filter_shape,
+    border_mode,
+    input_dilation,
+    filter_flip,
+    filter_dilation,
+    num_groups,
+):
+    """Check and normalise the arguments of ``conv2d_transpose``; apply `Conv2dGradInput`."""
+    input = _floating("input", input, ("batch", "channels", "rows", "cols"))
+    filters = _floating("filters", filters, ("channels", "output channels", "rows", "cols"))
+    if not isinstance(output_shape, (tuple, list)) or len(output_shape) != 4 or None in output_shape[2:]:
+        raise ValueError(
+            f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
+        )
+    parameters = _normal_parameters(border_mode, input_dilation, filter_flip, filter_dilation, num_groups)
+    filters = apply_shape_hint("filter_shape", filters, filter_shape)
+    op = Conv2dGradInput(*_with_known_pads(filters, *parameters))
+    input, filters = _of_one_dtype(input, filters)
+    batch, channels, *lengths = output_shape
+    if batch is None:
+        batch = input.type.shape[0] if input.type.shape[0] is not None else input.shape[0]
+    if channels is None:
+        per_group = filters.type.shape[1] if filters.type.shape[1] is not None else filters.shape[1]
+        channels = per_group * op.num_groups
+    like = zeros((batch, channels, *lengths), dtype=input.dtype)
+    expected = op._like(Conv2d).make_node(like, filters).outputs[0].type.shape
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(expected, input.type.shape, strict=True)):
+        raise ValueError(
+            f"output_shape={tuple(output_shape)} does not belong to input of shape {input.type.shape}: the "
+            f"convolution of an array of that shape has shape {expected}; change output_shape or border_mode"
+        )
+    return op(like, filters, input)
 
 
 def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1)):
@@ -300,15 +334,36 @@ def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="val
     ValueError, TypeError
         As `deeplearning_tutorial.nnet.conv2d`.
     """
-    return convolve(
+    op, input, filters = prepare(
         input, filters, image_shape, filter_shape, border_mode, subsample, shape_name="image_shape"
     )
+    return op(input, filters)
+
+
+def _normal_parameters(border_mode, subsample, filter_flip, filter_dilation, num_groups):
+    return (
+        _normal_border_mode(border_mode),
+        _pair_of_ints("subsample", subsample),
+        bool(filter_flip),
+        _pair_of_ints("filter_dilation", filter_dilation),
+        _count("num_groups", num_groups),
+    )
+
+
+def _with_known_pads(filters, border_mode, subsample, filter_flip, filter_dilation, num_groups):
+    pads = conv_pads(border_mode, filters.type.shape[-2:], filter_dilation)
+    return (border_mode if None in pads else pads), subsample, filter_flip, filter_dilation, num_groups
+
+
+def _of_one_dtype(input, filters):
+    dtype = np.promote_types(input.dtype, filters.dtype).name
+    return cast(input, dtype), cast(filters, dtype)
 
 
 def _floating(name, x, axes):
     x = as_tensor_variable(x)
-    if x.type.ndim != 4:
-        raise TypeError(f"{name} has {x.type.ndim} dimensions; conv2d takes 4, {axes}")
+    if x.type.ndim != len(axes):
+        raise TypeError(f"{name} has {x.type.ndim} dimensions; conv2d takes {len(axes)}, ({', '.join(axes)})")
     if x.dtype not in ("float32", "float64"):
         raise TypeError(
             f"{name} has dtype {x.dtype}; conv2d takes float32 and float64, so cast {name} to one"

@@ -26,6 +26,24 @@ class MatrixProduct(Op):
         outputs[0][0] = np.dot(*inputs)
 
 
+class BatchedMatrixProduct(Op):
+    """Multiply the matrices of two stacks: ``(n, rows, inner)`` by ``(n, inner, cols)``."""
+
+    __props__ = ()
+
+    def make_node(self, a, b):
+        n, rows, _ = a.type.shape
+        n = b.type.shape[0] if n is None else n
+        return Apply(self, [a, b], [tensor(dtype=a.dtype, shape=(n, rows, b.type.shape[2]))])
+
+    def infer_shape(self, *args):
+        *_, node, [a_shape, b_shape] = args
+        return [(a_shape[0], a_shape[1], b_shape[2])]
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = np.matmul(*inputs)
+
+
 class WeightUpdate(Op):
     """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``.
 

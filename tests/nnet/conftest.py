@@ -3,6 +3,7 @@ import os
 import warnings
 
 import pytest
+from hypothesis import given, settings
 from pytensor.compile.mode import Mode
 
 # Warnings are errors in the tests, and PyTensor warns of an Op that Numba would run in object mode: a
@@ -42,3 +43,17 @@ def mode(request):
 def every_case(mode):
     """Whether to test all cases: with Numba, which takes seconds for each kernel, only if asked."""
     return mode != "NUMBA" or "DEEPLEARNING_TUTORIAL_ALL_KERNELS" in os.environ
+
+
+@pytest.fixture
+def for_all_drawn(mode):
+    """Call a function with what Hypothesis draws, as often as the back end's compilations allow."""
+    n_examples = {"NUMBA": 5, "JAX": 15, "PYTORCH": 30}.get(mode if isinstance(mode, str) else "py", 200)
+
+    def check(strategy, function):
+        # The same draws in each run of CI, others on a developer's machine.
+        in_ci = "CI" in os.environ
+        settled = settings(max_examples=n_examples, deadline=None, derandomize=in_ci, database=None)
+        settled(given(strategy)(function))()
+
+    return check

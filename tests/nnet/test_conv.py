@@ -6,6 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from hypothesis import strategies as st
 from pytensor.gradient import DisconnectedInputError, grad, pushforward, verify_grad
 from scipy.signal import convolve2d, correlate2d
 
@@ -459,7 +460,7 @@ X4, W4 = tensors("xw", "float32")
             ValueError,
             "input_shape=.*image_shape=",
         ),
-        ({"unshared": True}, NotImplementedError, "unshared=True"),
+        ({"unshared": True}, TypeError, "filters has 4 dimensions; conv2d takes 6"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name_and_value(arguments, error, message):
@@ -534,3 +535,63 @@ def test_the_spelling_of_2015_takes_image_shape_third_and_does_not_warn(mode):
 )
 def test_the_parameters_are_theanos_in_their_order(function, names):
     assert " ".join(inspect.signature(function).parameters) == names
+
+
+@st.composite
+def drawn_cases(draw):
+    """Shapes of input and filters, options, and the padding on all sides; not all leave an output."""
+
+    def pair(first, last):
+        return draw(st.tuples(st.integers(first, last), st.integers(first, last)))
+
+    groups, lengths, dilation = draw(st.integers(1, 3)), pair(1, 4), pair(1, 3)
+    per_group, filters_per_group = pair(1, 3)
+    spans = [(n - 1) * d + 1 for n, d in zip(lengths, dilation, strict=True)]
+    kind = draw(st.sampled_from(["valid", "half", "full", "int", "axes", "sides"]))
+    pads = {
+        "valid": ((0, 0), (0, 0)),
+        "half": tuple((span // 2, span // 2) for span in spans),
+        "full": tuple((span - 1, span - 1) for span in spans),
+    }
+    border_mode = kind
+    if kind == "int":
+        border_mode = draw(st.integers(0, 3))
+        pads[kind] = ((border_mode, border_mode),) * 2
+    elif kind == "axes":
+        border_mode = pair(0, 3)
+        pads[kind] = tuple((n, n) for n in border_mode)
+    elif kind == "sides":
+        border_mode = pads[kind] = (pair(0, 3), pair(0, 3))
+    options = {"subsample": pair(1, 3), "filter_dilation": dilation, "num_groups": groups}
+    x_shape = (draw(st.integers(1, 3)), groups * per_group, *pair(1, 9))
+    w_shape = (groups * filters_per_group, per_group, *lengths)
+    return x_shape, w_shape, border_mode, pads[kind], options, draw(st.booleans()), draw(st.booleans())
+
+
+def test_whatever_is_drawn_is_scipys_or_refused(mode, for_all_drawn):
+    def check(case):
+        x_shape, w_shape, border_mode, pads, options, flip, known = case
+        # JAX must know all shapes.
+        known = known or mode == "JAX"
+        spans = [(n - 1) * d + 1 for n, d in zip(w_shape[2:], options["filter_dilation"], strict=True)]
+        fits = all(n + sum(pad) >= span for n, pad, span in zip(x_shape[2:], pads, spans, strict=True))
+        x, w, dx, dw = (random(shape) for shape in (x_shape, w_shape) * 2)
+        symbols = [pt.tensor(dtype="float64", shape=a.shape if known else (None,) * 4) for a in (x, w)]
+
+        def compiled():
+            y = conv2d(*symbols, border_mode=border_mode, filter_flip=flip, **options)
+            outputs = [y, *grad((y**2).sum() / 2, symbols)]
+            return pytensor.function(symbols, outputs, mode=mode)
+
+        if not fits:
+            with pytest.raises(ValueError):
+                compiled()(x, w)
+            return
+        convolved = partial(reference, pads=pads, flip=flip, **options)
+        y, gx, gw = map(np.asarray, compiled()(x, w))
+        np.testing.assert_allclose(y, convolved(x, w), rtol=1e-9, atol=1e-10)
+        # The output is linear in each; half the square changes by the output times its change.
+        np.testing.assert_allclose((gx * dx).sum(), (y * convolved(dx, w)).sum(), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose((gw * dw).sum(), (y * convolved(x, dw)).sum(), rtol=1e-8, atol=1e-8)
+
+    for_all_drawn(drawn_cases(), check)

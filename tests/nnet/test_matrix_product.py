@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
 
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 RNG = np.random.default_rng(8)
 
@@ -105,6 +105,30 @@ def test_other_products_and_an_excluded_rewrite_stay_with_pytensor():
         assert MatrixProduct not in ops_of(pytensor.function([*{a, b}], pt.dot(a, b), mode="NUMBA"))
     mode = get_mode("NUMBA").excluding("matrix_product")
     assert MatrixProduct not in ops_of(pytensor.function([matrix], pt.dot(matrix, matrix), mode=mode))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stacks_of_matrices_in_any_memory_order(dtype):
+    a, b = pt.tensor3("a", dtype=dtype), pt.tensor3("b", dtype=dtype)
+    f = pytensor.function([a, b], [pt.matmul(a, b), pt.matmul(b.mT, a.mT)], mode="NUMBA")
+    assert ops_of(f).count(BatchedMatrixProduct) == 2
+    for n, rows, inner, cols in ((3, 5, 7, 4), (1, 1, 1, 1), (2, 130, 60, 9), (0, 2, 3, 4), (4, 6, 0, 3)):
+        x, y = (RNG.normal(size=shape).astype(dtype) for shape in ((n, rows, inner), (n, inner, cols)))
+        for left, right in ((x, y), (np.asfortranarray(x), y[::-1]), (x[:, ::-1], np.asfortranarray(y))):
+            product, transposed = f(left, right)
+            exact = np.einsum("nij,njk->nik", left.astype("float64"), right.astype("float64"))
+            rtol = {"float32": 1e-5, "float64": 1e-13}[dtype]
+            np.testing.assert_allclose(product, exact, rtol=rtol, atol=100 * rtol)
+            np.testing.assert_allclose(transposed, exact.transpose(0, 2, 1), rtol=rtol, atol=100 * rtol)
+    with pytest.raises(ValueError):
+        f(np.ones((2, 3, 4), dtype), np.ones((3, 4, 5), dtype))
+
+
+def test_perform_of_stacks_is_numpys():
+    output = [[None]]
+    a, b = RNG.normal(size=(3, 4, 2)), RNG.normal(size=(3, 2, 5))
+    BatchedMatrixProduct().perform(None, [a, b], output)
+    np.testing.assert_allclose(output[0][0], np.einsum("nij,njk->nik", a, b))
 
 
 def update_function(dtype, decay, cols=None, mode="NUMBA"):

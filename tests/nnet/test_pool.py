@@ -5,6 +5,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from hypothesis import strategies as st
 from pytensor.gradient import DisconnectedInputError, grad, pushforward, verify_grad
 
 from deeplearning_tutorial import nnet
@@ -453,3 +454,44 @@ def test_the_parameters_are_theanos_in_their_order():
     assert nnet.pool.pool_2d is pool_2d
     names = "input ws ignore_border stride pad mode ds st padding"
     assert " ".join(inspect.signature(pool_2d).parameters) == names
+
+
+@st.composite
+def drawn_cases(draw):
+    """A shape and options; padding that is too large, or goes with a rest that is pooled, is not allowed."""
+
+    def pair(first, last):
+        return draw(st.tuples(st.integers(first, last), st.integers(first, last)))
+
+    shape = (*draw(st.lists(st.integers(1, 3), max_size=2)), *pair(1, 9))
+    options = {"ws": pair(1, 5), "ignore_border": draw(st.booleans())}
+    options["mode"] = draw(st.sampled_from(POOL_MODES))
+    if draw(st.booleans()):
+        options["stride"] = pair(1, 4)
+    if draw(st.integers(0, 2)) == 0:
+        options["pad"] = pair(0, 2)
+    return shape, options, draw(st.booleans())
+
+
+def test_whatever_is_drawn_is_pooled_window_by_window_or_refused(mode, for_all_drawn):
+    def check(case):
+        shape, options, known = case
+        known = known or mode == "JAX"
+        x = with_ties(shape)
+        symbol = pt.tensor(dtype="float64", shape=shape if known else (None,) * len(shape))
+        pad = options.get("pad", (0, 0))
+        padded = pad != (0, 0)
+        too_large = any(p >= w for p, w in zip(pad, options["ws"], strict=True))
+        if padded and (too_large or not options["ignore_border"]):
+            with pytest.raises(NotImplementedError):
+                pool_2d(symbol, **options)
+            return
+        y = pool_2d(symbol, **options)
+        expected = reference(x, **options)
+        g = with_ties(expected.shape)
+        f = pytensor.function([symbol], [y, grad((y * g).sum(), symbol)], mode=mode)
+        value, gradient = map(np.asarray, f(x))
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(gradient, reference_gradient(x, g, **options), rtol=1e-12, atol=1e-12)
+
+    for_all_drawn(drawn_cases(), check)

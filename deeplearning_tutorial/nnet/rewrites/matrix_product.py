@@ -3,10 +3,11 @@
 import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.scalar.basic import Add, Mul, Sub
+from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
 
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # A product with fewer columns has ways of its own.
 MIN_COLUMNS = 32
@@ -22,6 +23,15 @@ def matrix_product(fgraph, node):
     if a.type.shape[0] == 1 or b.type.shape[1] == 1:
         return None
     return [MatrixProduct()(a, b)]
+
+
+@node_rewriter([BatchedDot])
+def batched_matrix_product(fgraph, node):
+    """Replace the products of two stacks of matrices of one float type."""
+    a, b = node.inputs
+    if a.dtype != b.dtype or a.dtype not in ("float32", "float64"):
+        return None
+    return [BatchedMatrixProduct()(a, b)]
 
 
 @node_rewriter([Elemwise])
@@ -75,6 +85,6 @@ def weight_update_inplace(fgraph, node):
     return [WeightUpdate(inplace=True)(*node.inputs)]
 
 
-MatrixProductRewriter = in2out(matrix_product)
+MatrixProductRewriter = in2out(matrix_product, batched_matrix_product, name="matrix_product")
 WeightUpdateRewriter = in2out(weight_update)
 WeightUpdateInplaceRewriter = in2out(weight_update_inplace)

@@ -21,7 +21,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     inner_tile,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
 CACHE_VERSION = 11
@@ -192,6 +192,32 @@ def make_matrix_product(op, node, **kwargs):
     """Compile `MatrixProduct`."""
     multiply.load(node.outputs[0].dtype)
     return matrix_product, CACHE_VERSION
+
+
+@parallel(
+    lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), CACHE_VERSION, uses=(multiply,)
+)
+def multiply_stack(block, blocks, a, b, out):
+    """Multiply one pair of matrices after the other, to be called as a single block."""
+    zero = a.dtype.type(0)
+    for i in range(len(out)):
+        multiply(1, a[i], b[i], out[i], False, out[i], zero, zero)
+
+
+@register_kernel(BatchedMatrixProduct)
+def make_batched_matrix_product(op, node, **kwargs):
+    """Compile `BatchedMatrixProduct`."""
+    multiply_stack.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def batched_matrix_product(a, b):
+        if len(a) != len(b) or a.shape[2] != b.shape[1]:
+            raise ValueError("the stacks of matrices do not fit each other", a.shape, b.shape)
+        out = np.empty((len(a), a.shape[1], b.shape[2]), a.dtype)
+        multiply_stack(1, a, b, out)
+        return out
+
+    return batched_matrix_product, CACHE_VERSION
 
 
 @register_kernel(WeightUpdate)

@@ -1,0 +1,95 @@
+"""Locally connected layers: a convolution whose filters differ from position to position."""
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.raise_op import CheckAndRaise
+
+from deeplearning_tutorial.nnet.conv import Conv2d, conv2d_output_shape
+
+
+def convolve_unshared(op, input, filters):
+    """Apply ``op`` with filters of their own at each output position.
+
+    Parameters
+    ----------
+    op : Conv2d
+        The parameters of the convolution.
+    input : TensorVariable
+        Shape ``(batch, channels, rows, cols)``.
+    filters : TensorVariable
+        Shape ``(filters, rows', cols', channels / num_groups, filter rows, filter cols)``.
+
+    Returns
+    -------
+    TensorVariable
+        Shape ``(batch, filters, rows', cols')``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit: when the graph is built if they are known then, else when the function runs.
+    """
+    known = filters.type.shape
+    _check_lengths(op, input.type.shape, known)
+    batch, channels, rows, cols = _lengths(input)
+    n_filters, out_rows, out_cols, per_group, filter_rows, filter_cols = _lengths(filters)
+    groups, positions, taps = op.num_groups, out_rows * out_cols, per_group * filter_rows * filter_cols
+
+    # A filter for each tap, one there and else zero, takes the pixels under all filters apart; in the order
+    # of flipped filters, which then need not be flipped.
+    size = filter_rows * filter_cols
+    if None in known[4:]:
+        tap = pt.arange(size)
+        apart = pt.eq((size - 1 - tap if op.filter_flip else tap)[:, np.newaxis], tap).astype(input.dtype)
+    else:
+        apart = np.eye(size, dtype=input.dtype)
+        apart = np.ascontiguousarray(apart[::-1]) if op.filter_flip else apart
+    correlate = Conv2d(op.border_mode, op.subsample, False, op.filter_dilation, 1)
+    pixels = correlate(
+        input.reshape((batch * channels, 1, rows, cols)),
+        pt.as_tensor_variable(apart.reshape((size, 1, filter_rows, filter_cols))),
+    )
+    if None in known or None in input.type.shape:
+        pixels = _checked(pixels, channels, per_group * groups, out_rows, out_cols, n_filters % groups)
+    pixels = pixels.reshape((batch, groups, taps, positions)).transpose((1, 3, 0, 2))
+    weights = filters.reshape((groups, n_filters // groups, positions, taps)).transpose((0, 2, 3, 1))
+    maps = pt.matmul(
+        pixels.reshape((groups * positions, batch, taps)),
+        weights.reshape((groups * positions, taps, n_filters // groups)),
+    )
+    maps = maps.reshape((groups, positions, batch, n_filters // groups)).transpose((2, 0, 3, 1))
+    return maps.reshape((batch, n_filters, out_rows, out_cols))
+
+
+def _lengths(x):
+    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
+
+
+def _check_lengths(op, input_shape, filters_shape):
+    n_filters, *positions, per_group, filter_rows, filter_cols = filters_shape
+    # Raises what it does for shared filters.
+    shared = Conv2d(op.border_mode, op.subsample, op.filter_flip, op.filter_dilation, op.num_groups)
+    shared_shape = (n_filters, per_group, filter_rows, filter_cols)
+    shared.make_node(
+        pt.tensor(dtype="float32", shape=input_shape), pt.tensor(dtype="float32", shape=shared_shape)
+    )
+    expected = conv2d_output_shape(op, input_shape, shared_shape)[2:]
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(positions, expected, strict=True)):
+        raise ValueError(
+            f"filters has shape {tuple(filters_shape)}, for {tuple(positions)} output rows and cols, and the "
+            f"output has {tuple(expected)}; give it a filter for each position of the output"
+        )
+
+
+def _checked(pixels, channels, needed_channels, out_rows, out_cols, rest):
+    fits = [
+        pt.eq(channels, needed_channels),
+        pt.eq(pixels.shape[2], out_rows),
+        pt.eq(pixels.shape[3], out_cols),
+        pt.eq(rest, 0),
+    ]
+    return CheckAndRaise(
+        ValueError,
+        "the unshared filters do not fit: they need shape (filters, output rows, output cols, channels / "
+        "num_groups, rows, cols), and num_groups must divide the filters",
+    )(pixels, pt.all(pt.stack(fits)))

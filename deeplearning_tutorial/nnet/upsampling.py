@@ -1,0 +1,143 @@
+"""Transposed convolution, and the upsampling that it makes possible."""
+
+import numpy as np
+import pytensor.tensor as pt
+
+from deeplearning_tutorial.nnet.conv import transpose_convolve
+from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
+
+
+def conv2d_transpose(
+    input,
+    filters,
+    output_shape,
+    filter_shape=None,
+    border_mode="valid",
+    input_dilation=(1, 1),
+    filter_flip=True,
+    filter_dilation=(1, 1),
+    num_groups=1,
+    unshared=False,
+):
+    """Transpose a convolution: compute what takes its output's gradient to its input's.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Shape ``(batch, channels, rows, cols)``; the output of the convolution that is transposed.
+    filters : tensor_like
+        Shape ``(channels, output channels / num_groups, filter rows, filter cols)``.
+    output_shape : tuple of (int, scalar or None)
+        ``(batch, output channels, rows', cols')``; the first two may be None. Several lengths can belong to
+        one ``input`` where ``input_dilation`` is more than 1, so the last two must be given.
+    filter_shape : tuple of (int or None), optional
+        The filters' lengths where they are known beforehand; checked when the function runs.
+    border_mode, filter_flip, filter_dilation, num_groups
+        Those of the convolution; see `deeplearning_tutorial.nnet.conv2d`.
+    input_dilation : tuple of int
+        Strides of the convolution: distance between the input's pixels on the output, by rows and columns.
+    unshared : bool
+        Only False is supported.
+
+    Returns
+    -------
+    TensorVariable
+        Shape ``output_shape``; float64 if either argument is, else float32.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not of the form above, or the shapes do not fit.
+    TypeError
+        If ``input`` or ``filters`` has not four dimensions or is not floating point.
+    NotImplementedError
+        If ``unshared`` is True.
+
+    Notes
+    -----
+    As ``theano.tensor.nnet.conv2d_transpose``. See Dumoulin and Visin, 2016, "A guide to convolution
+    arithmetic for deep learning", chapter 4.
+    """
+    if unshared:
+        raise NotImplementedError("unshared=True is not supported for the transpose; use unshared=False")
+    return transpose_convolve(
+        input,
+        filters,
+        output_shape,
+        filter_shape,
+        border_mode,
+        input_dilation,
+        filter_flip,
+        filter_dilation,
+        num_groups,
+    )
+
+
+def bilinear_upsampling(
+    input, ratio=None, frac_ratio=None, batch_size=None, num_input_channels=None, use_1D_kernel=True
+):
+    """Enlarge feature maps by an integer, interpolating linearly between their pixels.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Shape ``(batch, channels, rows, cols)``; float32 or float64.
+    ratio : int
+        How many times the rows and columns become more.
+    frac_ratio : None
+        Theano's ratio of two integers; not supported.
+    batch_size, num_input_channels : int, optional
+        The first two lengths where they are known beforehand; checked when the function runs.
+    use_1D_kernel : bool
+        Enlarge the rows and then the columns, which is faster, or both at once; the result is the same.
+
+    Returns
+    -------
+    TensorVariable
+        Shape ``(batch, channels, ratio * rows, ratio * cols)``. Pixel i comes to lie at
+        ``ratio * i + (ratio - 1) // 2``; outside the first and the last one, their values go on.
+
+    Raises
+    ------
+    ValueError
+        If ``ratio`` is not a positive integer, or a known length contradicts ``input``.
+    NotImplementedError
+        If ``frac_ratio`` is given.
+    """
+    if frac_ratio is not None:
+        raise NotImplementedError(f"frac_ratio={frac_ratio!r} is not supported; use an integer ratio")
+    if not isinstance(ratio, (int, np.integer)) or isinstance(ratio, bool) or ratio < 1:
+        raise ValueError(f"ratio={ratio!r} is not a positive integer; use e.g. ratio=2")
+    input = pt.as_tensor_variable(input)
+    hint = (batch_size, num_input_channels, None, None)
+    input = apply_shape_hint("(batch_size, num_input_channels)", input, hint)
+    batch, channels, rows, cols = (
+        input.shape[axis] if n is None else n for axis, n in enumerate(input.type.shape)
+    )
+    # Up to the peak in steps of 1 / ratio, and down again.
+    kernel = 1 - np.abs(np.arange(1 - ratio, ratio)) / ratio
+    kernel = kernel.astype(input.dtype)
+    maps = input.reshape((batch * channels, 1, rows, cols))
+    if use_1D_kernel:
+        maps = _enlarge(maps, kernel[:, np.newaxis], (ratio, 1), (rows * ratio, cols))
+        maps = _enlarge(maps, kernel[np.newaxis], (1, ratio), (rows * ratio, cols * ratio))
+    else:
+        maps = _enlarge(maps, np.outer(kernel, kernel), (ratio, ratio), (rows * ratio, cols * ratio))
+    return maps.reshape((batch, channels, rows * ratio, cols * ratio))
+
+
+def _enlarge(maps, kernel, ratios, lengths):
+    # Pixels beyond the borders, where the maps go on as they end.
+    for axis, ratio in ((2, ratios[0]), (3, ratios[1])):
+        if ratio > 1:
+            before = maps[:, :, :1] if axis == 2 else maps[:, :, :, :1]
+            after = maps[:, :, -1:] if axis == 2 else maps[:, :, :, -1:]
+            maps = pt.concatenate([before, maps, after], axis=axis)
+    pads = tuple(2 * ratio - 1 - (ratio - 1) // 2 if ratio > 1 else 0 for ratio in ratios)
+    return conv2d_transpose(
+        maps,
+        kernel[np.newaxis, np.newaxis],
+        (None, 1, *lengths),
+        border_mode=pads,
+        input_dilation=ratios,
+    )
