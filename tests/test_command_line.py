@@ -3,6 +3,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytensor
@@ -305,3 +306,40 @@ def test_a_data_set_that_was_asked_for_is_never_replaced_by_the_sample(
     assert ended.value.code.startswith("DatasetNotFoundError: MNIST is not on this machine")
     out, err = capsys.readouterr()
     assert out == "" and "NOTICE" not in err
+
+
+@pytest.mark.parametrize("mode", ["JAX", "PYTORCH"])
+def test_a_mode_whose_package_is_missing_says_how_to_install_it(run, monkeypatch, mode):
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=rf"--mode {mode} needs .*pip install -e '.\[{mode.lower()}\]'"):
+        run("--mode", mode)
+    assert not calls
+
+
+@pytest.fixture(scope="module")
+def lenets_first_epoch(tmp_path_factory):
+    """Train a small LeNet on the sample under a back end, as a user does; return what goes to stdout."""
+
+    @cache
+    def train(mode):
+        arguments = f"--mode {mode} --dataset mnist_5k.npz --n-epochs 1 --batch-size 250 --nkerns 2 3".split()
+        ended = subprocess.run(
+            [sys.executable, "-m", "deeplearning_tutorial.convolutional_mlp", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path_factory.mktemp("run"),
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return ended.stdout
+
+    return train
+
+
+@pytest.mark.parametrize("mode", ["JAX", "PYTORCH", "FAST_RUN"])
+def test_a_script_prints_the_same_under_each_back_end(lenets_first_epoch, mode):
+    package = {"JAX": "jax", "PYTORCH": "torch"}.get(mode)
+    if package is not None and "DEEPLEARNING_TUTORIAL_ALL_BACK_ENDS" not in os.environ:
+        pytest.importorskip(package)
+    printed = lenets_first_epoch(mode)
+    assert "validation error" in printed
+    assert printed == lenets_first_epoch("NUMBA")

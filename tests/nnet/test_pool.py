@@ -456,6 +456,16 @@ def test_the_parameters_are_theanos_in_their_order():
     assert " ".join(inspect.signature(pool_2d).parameters) == names
 
 
+def test_a_gradient_in_another_memory_order_is_taken(mode):
+    # As it comes where the channels are last after the pooling.
+    x, c = pt.tensor4("x", dtype="float64", shape=(2, 3, 4, 4)), pt.tensor4("c", dtype="float64")
+    y = pool_2d(x, (2, 2), ignore_border=True).dimshuffle(0, 2, 3, 1)
+    f = pytensor.function([x, c], grad((y * c).sum(), x), mode=mode)
+    x_value, c_value = with_ties((2, 3, 4, 4)), with_ties((2, 2, 2, 3))
+    expected = reference_gradient(x_value, c_value.transpose(0, 3, 1, 2), ws=(2, 2), ignore_border=True)
+    np.testing.assert_array_equal(f(x_value, c_value), expected)
+
+
 @st.composite
 def drawn_cases(draw):
     """A shape and options; padding that is too large, or goes with a rest that is pooled, is not allowed."""

@@ -311,3 +311,11 @@ def test_a_network_gives_the_same_numbers_without_fusion(dtype):
     for result, expected in zip(fused(*arrays), unfused(*arrays), strict=True):
         tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
         np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance * abs(expected).max())
+
+
+def test_maps_that_are_an_output_themselves_stay_unfused_without_a_word(capfd):
+    x, w, _ = symbols()
+    maps = conv2d(x, w)
+    f = pytensor.function([x, w], [maps, pool_2d(maps, (3, 2), ignore_border=True)], mode=FUSING)
+    assert not any(name.startswith("ConvMaxPool") for name in ours(f))
+    assert capfd.readouterr().err == ""

@@ -54,10 +54,10 @@ def _fuse(fgraph, pool_node):
     conv_node = maps.owner
     flip, ws = conv_node.op.filter_flip, pool_node.op.ws
     pool_gradients = [node for node in _clients(fgraph, maps) if node is not pool_node]
-    conv_gradients = [node for gradient in pool_gradients for node in _clients(fgraph, gradient.out)]
     expected = MaxPoolGrad(True, ws, ws, (0, 0))
     if any(node.op != expected or node.inputs[:2] != [maps, pooled] for node in pool_gradients):
         return
+    conv_gradients = [node for gradient in pool_gradients for node in _clients(fgraph, gradient.out)]
     fused_gradients = {
         plain_conv2d(Conv2dGradFilters, flip): ConvMaxPoolGradFilters,
         plain_conv2d(Conv2dGradInput, flip): ConvMaxPoolGradInput,
