@@ -110,7 +110,7 @@ def _pytorchs(layer, x, w, g, channels_last):
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # Not flipped: with filters that are flipped it is a convolution too.
-    flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1]) if w.ndim == 4 else w
+    flipped = w[:, :, ::-1, ::-1].copy() if w.ndim == 4 else w
     x, w, g = (torch.from_numpy(array) for array in (x, flipped, g))
     x, g = (tensor.contiguous(memory_format=layout) for tensor in (x, g))
     wrt = {"filters": w, "input": x}.get(layer.what)
