@@ -24,7 +24,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 11
+CACHE_VERSION = 12
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -223,17 +223,22 @@ def make_batched_matrix_product(op, node, **kwargs):
 @register_kernel(WeightUpdate)
 def make_weight_update(op, node, **kwargs):
     """Compile `WeightUpdate`."""
-    inplace = op.inplace
     multiply.load(node.outputs[0].dtype)
 
     @kernel_njit
-    def weight_update(weights, a, b, learning_rate, weight_decay):
+    def overwrite(weights, a, b, learning_rate, weight_decay):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
         # No copy, if they already are.
         weights = np.ascontiguousarray(weights)
-        out = weights if inplace else np.empty_like(weights)
-        multiply(1, a, b, out, True, weights, learning_rate[0, 0], weight_decay[0, 0])
-        return out
+        multiply(1, a, b, weights, True, weights, learning_rate[0, 0], weight_decay[0, 0])
+        return weights
+
+    if op.inplace:
+        return overwrite, CACHE_VERSION
+
+    @kernel_njit
+    def weight_update(weights, *others):
+        return overwrite(weights.copy(), *others)
 
     return weight_update, CACHE_VERSION
