@@ -28,16 +28,7 @@ def test_data_of_the_promised_shape_pass_and_others_are_refused_naming_both(mode
         with pytest.raises(ValueError) as error:
             f(np.ones(shape))
         assert f"hint={(2, None)} contradicts the data" in str(error.value)
-        if mode != "NUMBA":
-            assert str(shape) in str(error.value)
-
-
-@pytest.mark.xfail(strict=False, reason="after other kernels Numba may report (0, 0); cause not yet found")
-def test_numba_names_the_shape_that_came_too():
-    x = pt.matrix("x", dtype="float64")
-    f = pytensor.function([x], apply_shape_hint("hint", x, (2, None)) * 2, mode="NUMBA")
-    with pytest.raises(ValueError, match=r"\(3, 5\)"):
-        f(np.ones((3, 5)))
+        assert str(shape) in str(error.value)
 
 
 def test_the_check_stays_where_only_a_gradient_is_used(mode):

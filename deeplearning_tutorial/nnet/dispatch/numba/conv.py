@@ -43,7 +43,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 9
+CACHE_VERSION = 10
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -94,7 +94,8 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
     if input.shape[1] != filters.shape[1] * num_groups:
         raise ValueError("input and filters do not have matching channels", input.shape, filters.shape)
     if filters.shape[0] % num_groups:
-        raise ValueError("num_groups does not divide the number of filters", num_groups, filters.shape)
+        groups = np.int64(num_groups)  # for the reason that `reported` has
+        raise ValueError("num_groups does not divide the number of filters", groups, filters.shape)
     if filters.shape[2] < 1 or filters.shape[3] < 1:
         raise ValueError("filters have no rows or no columns", filters.shape)
     rows_span, cols_span = span_of(filters.shape[2], dilation[0]), span_of(filters.shape[3], dilation[1])

@@ -126,6 +126,17 @@ def _run(kernel, blocks, frame):
 
 
 @kernel_njit
+def reported(pair):
+    """Return two ints for an exception to hold, of a type that does not say their values.
+
+    Numba makes a function that turns an exception's arguments into Python's, and names it by their layout in
+    memory alone. One made for ints whose values their type says would return these for every exception of the
+    process with arguments of that layout.
+    """
+    return np.int64(pair[0]), np.int64(pair[1])
+
+
+@kernel_njit
 def block_of(block, blocks, items):
     """First item of a block and of the next."""
     return block * items // blocks, (block + 1) * items // blocks

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    kernel_njit,
+    parallel,
+    register_kernel,
+    reported,
+)
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
     MaxPoolGrad,
@@ -19,7 +25,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 
 BLOCKS = 64
 
@@ -53,13 +59,13 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
     if len(ws) != 2 or len(stride) != 2 or len(pad) != 2:
         raise ValueError("ws, stride and pad take two elements each", len(ws), len(stride), len(pad))
     if min(ws[0], ws[1], stride[0], stride[1]) < 1:
-        raise ValueError("ws and stride must be 1 or more", (ws[0], ws[1]), (stride[0], stride[1]))
+        raise ValueError("ws and stride must be 1 or more", reported(ws), reported(stride))
     if min(pad[0], pad[1]) < 0:
-        raise ValueError("pad must be 0 or more", (pad[0], pad[1]))
+        raise ValueError("pad must be 0 or more", reported(pad))
     if max(pad[0], pad[1]) > 0 and not ignore_border:
-        raise NotImplementedError("pad needs ignore_border=True", (pad[0], pad[1]))
+        raise NotImplementedError("pad needs ignore_border=True", reported(pad))
     if pad[0] >= ws[0] or pad[1] >= ws[1]:
-        raise NotImplementedError("pad must be less than ws", (pad[0], pad[1]), (ws[0], ws[1]))
+        raise NotImplementedError("pad must be less than ws", reported(pad), reported(ws))
     rows, cols = x.shape[-2:]
     maps = 1
     for axis in range(x.ndim - 2):
