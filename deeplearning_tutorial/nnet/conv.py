@@ -8,7 +8,7 @@ import numpy as np
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
-from pytensor.tensor import as_tensor_variable, cast, tensor, zeros
+from pytensor.tensor import as_tensor_variable, cast, tensor
 
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
 
@@ -144,11 +144,15 @@ class Conv2d(_ConvOp):
         *_, node, [input_shape, filters_shape] = args
         return [conv2d_output_shape(self, input_shape, filters_shape)]
 
+    def transpose(self):
+        """Return the Op of the gradient with respect to the input, with the same parameters."""
+        return self._like(Conv2dGradInput)
+
     def pullback(self, inputs, outputs, cotangents):
         input, filters = inputs
         [output_gradient] = cotangents
         return [
-            self._like(Conv2dGradInput)(input, filters, output_gradient),
+            self.transpose()(input, filters, output_gradient),
             self._like(Conv2dGradFilters)(input, filters, output_gradient),
         ]
 
@@ -259,59 +263,29 @@ def prepare(
     filter_dilation=(1, 1),
     num_groups=1,
     shape_name="input_shape",
+    stride_name="subsample",
     unshared=False,
 ):
     """Check and normalise the arguments of ``conv2d``, whose docstring describes them.
 
-    ``shape_name`` is what the caller calls ``input_shape``, for messages. Returns a `Conv2d`, input and
-    filters.
+    ``shape_name`` and ``stride_name`` are what the caller calls ``input_shape`` and ``subsample``, for
+    messages. Returns a `Conv2d`, input and filters.
     """
     axes = ("filters", *(("output rows", "output cols") if unshared else ()), "channels", "rows", "cols")
     input = _floating("input", input, ("batch", "channels", "rows", "cols"))
     filters = _floating("filters", filters, axes)
-    parameters = _normal_parameters(border_mode, subsample, filter_flip, filter_dilation, num_groups)
+    border_mode = _normal_border_mode(border_mode)
+    subsample = _pair_of_ints(stride_name, subsample)
+    filter_dilation = _pair_of_ints("filter_dilation", filter_dilation)
+    num_groups = _count("num_groups", num_groups)
     input = apply_shape_hint(shape_name, input, input_shape)
     filters = apply_shape_hint("filter_shape", filters, filter_shape)
-    op = Conv2d(*_with_known_pads(filters, *parameters))
-    return op, *_of_one_dtype(input, filters)
-
-
-def transpose_convolve(
-    input,
-    filters,
-    output_shape,
-    filter_shape,
-    border_mode,
-    input_dilation,
-    filter_flip,
-    filter_dilation,
-    num_groups,
-):
-    """Check and normalise the arguments of ``conv2d_transpose``; apply `Conv2dGradInput`."""
-    input = _floating("input", input, ("batch", "channels", "rows", "cols"))
-    filters = _floating("filters", filters, ("channels", "output channels", "rows", "cols"))
-    if not isinstance(output_shape, (tuple, list)) or len(output_shape) != 4 or None in output_shape[2:]:
-        raise ValueError(
-            f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
-        )
-    parameters = _normal_parameters(border_mode, input_dilation, filter_flip, filter_dilation, num_groups)
-    filters = apply_shape_hint("filter_shape", filters, filter_shape)
-    op = Conv2dGradInput(*_with_known_pads(filters, *parameters))
-    input, filters = _of_one_dtype(input, filters)
-    batch, channels, *lengths = output_shape
-    if batch is None:
-        batch = input.type.shape[0] if input.type.shape[0] is not None else input.shape[0]
-    if channels is None:
-        per_group = filters.type.shape[1] if filters.type.shape[1] is not None else filters.shape[1]
-        channels = per_group * op.num_groups
-    like = zeros((batch, channels, *lengths), dtype=input.dtype)
-    expected = op._like(Conv2d).make_node(like, filters).outputs[0].type.shape
-    if any(None not in pair and pair[0] != pair[1] for pair in zip(expected, input.type.shape, strict=True)):
-        raise ValueError(
-            f"output_shape={tuple(output_shape)} does not belong to input of shape {input.type.shape}: the "
-            f"convolution of an array of that shape has shape {expected}; change output_shape or border_mode"
-        )
-    return op(like, filters, input)
+    pads = conv_pads(border_mode, filters.type.shape[-2:], filter_dilation)
+    if None not in pads:
+        border_mode = pads
+    op = Conv2d(border_mode, subsample, bool(filter_flip), filter_dilation, num_groups)
+    dtype = np.promote_types(input.dtype, filters.dtype).name
+    return op, cast(input, dtype), cast(filters, dtype)
 
 
 def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1)):
@@ -338,26 +312,6 @@ def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="val
         input, filters, image_shape, filter_shape, border_mode, subsample, shape_name="image_shape"
     )
     return op(input, filters)
-
-
-def _normal_parameters(border_mode, subsample, filter_flip, filter_dilation, num_groups):
-    return (
-        _normal_border_mode(border_mode),
-        _pair_of_ints("subsample", subsample),
-        bool(filter_flip),
-        _pair_of_ints("filter_dilation", filter_dilation),
-        _count("num_groups", num_groups),
-    )
-
-
-def _with_known_pads(filters, border_mode, subsample, filter_flip, filter_dilation, num_groups):
-    pads = conv_pads(border_mode, filters.type.shape[-2:], filter_dilation)
-    return (border_mode if None in pads else pads), subsample, filter_flip, filter_dilation, num_groups
-
-
-def _of_one_dtype(input, filters):
-    dtype = np.promote_types(input.dtype, filters.dtype).name
-    return cast(input, dtype), cast(filters, dtype)
 
 
 def _floating(name, x, axes):

@@ -43,6 +43,11 @@ class ShapeHint(Op):
         return f"{self.name}={self.shape} contradicts the data, whose shape follows; correct one of them"
 
 
+def lengths_of(x):
+    """Return the lengths of ``x``: ints where its static shape knows them, symbolic elsewhere."""
+    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
+
+
 def apply_shape_hint(name, x, shape):
     """Give ``x`` the static shape ``shape``.
 

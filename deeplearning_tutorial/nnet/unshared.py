@@ -4,7 +4,8 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.raise_op import CheckAndRaise
 
-from deeplearning_tutorial.nnet.conv import Conv2d, conv2d_output_shape
+from deeplearning_tutorial.nnet.conv import Conv2d, check_conv2d_shapes, conv2d_output_shape
+from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
 
 def convolve_unshared(op, input, filters):
@@ -31,8 +32,8 @@ def convolve_unshared(op, input, filters):
     """
     known = filters.type.shape
     _check_lengths(op, input.type.shape, known)
-    batch, channels, rows, cols = _lengths(input)
-    n_filters, out_rows, out_cols, per_group, filter_rows, filter_cols = _lengths(filters)
+    batch, channels, rows, cols = lengths_of(input)
+    n_filters, out_rows, out_cols, per_group, filter_rows, filter_cols = lengths_of(filters)
     groups, positions, taps = op.num_groups, out_rows * out_cols, per_group * filter_rows * filter_cols
 
     # A filter for each tap, one there and else zero, takes the pixels under all filters apart; in the order
@@ -61,18 +62,11 @@ def convolve_unshared(op, input, filters):
     return maps.reshape((batch, n_filters, out_rows, out_cols))
 
 
-def _lengths(x):
-    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
-
-
 def _check_lengths(op, input_shape, filters_shape):
     n_filters, *positions, per_group, filter_rows, filter_cols = filters_shape
-    # Raises what it does for shared filters.
-    shared = Conv2d(op.border_mode, op.subsample, op.filter_flip, op.filter_dilation, op.num_groups)
+    # Of filters that all positions share the same is asked.
     shared_shape = (n_filters, per_group, filter_rows, filter_cols)
-    shared.make_node(
-        pt.tensor(dtype="float32", shape=input_shape), pt.tensor(dtype="float32", shape=shared_shape)
-    )
+    check_conv2d_shapes(op, input_shape, shared_shape)
     expected = conv2d_output_shape(op, input_shape, shared_shape)[2:]
     if any(None not in pair and pair[0] != pair[1] for pair in zip(positions, expected, strict=True)):
         raise ValueError(

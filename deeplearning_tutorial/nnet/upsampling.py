@@ -3,8 +3,8 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from deeplearning_tutorial.nnet.conv import transpose_convolve
-from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
+from deeplearning_tutorial.nnet.conv import prepare
+from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint, lengths_of
 
 
 def conv2d_transpose(
@@ -60,17 +60,27 @@ def conv2d_transpose(
     """
     if unshared:
         raise NotImplementedError("unshared=True is not supported for the transpose; use unshared=False")
-    return transpose_convolve(
-        input,
-        filters,
-        output_shape,
-        filter_shape,
-        border_mode,
-        input_dilation,
-        filter_flip,
-        filter_dilation,
-        num_groups,
-    )
+    if not isinstance(output_shape, (tuple, list)) or len(output_shape) != 4 or None in output_shape[2:]:
+        raise ValueError(
+            f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
+        )
+    op, input, filters = prepare(
+        input, filters, None, filter_shape, border_mode, input_dilation, filter_flip, filter_dilation,
+        num_groups, stride_name="input_dilation",
+    )  # fmt: skip
+    batch, channels, *lengths = output_shape
+    if batch is None:
+        batch = lengths_of(input)[0]
+    if channels is None:
+        channels = lengths_of(filters)[1] * op.num_groups
+    like = pt.zeros((batch, channels, *lengths), dtype=input.dtype)
+    expected = op.make_node(like, filters).out.type.shape
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(expected, input.type.shape, strict=True)):
+        raise ValueError(
+            f"output_shape={tuple(output_shape)} does not belong to input of shape {input.type.shape}: the "
+            f"convolution of an array of that shape has shape {expected}; change output_shape or border_mode"
+        )
+    return op.transpose()(like, filters, input)
 
 
 def bilinear_upsampling(
@@ -111,9 +121,7 @@ def bilinear_upsampling(
     input = pt.as_tensor_variable(input)
     hint = (batch_size, num_input_channels, None, None)
     input = apply_shape_hint("(batch_size, num_input_channels)", input, hint)
-    batch, channels, rows, cols = (
-        input.shape[axis] if n is None else n for axis, n in enumerate(input.type.shape)
-    )
+    batch, channels, rows, cols = lengths_of(input)
     # Up to the peak in steps of 1 / ratio, and down again.
     kernel = 1 - np.abs(np.arange(1 - ratio, ratio)) / ratio
     kernel = kernel.astype(input.dtype)
