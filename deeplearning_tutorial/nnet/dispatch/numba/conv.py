@@ -43,7 +43,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 10
+CACHE_VERSION = 11
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -198,13 +198,13 @@ def store_image(layout, image, maps):
 
 
 @kernel_inline
-def correlate_tile(layout, image, row, col, weights, offsets, line):
+def correlate_tile(layout, image, row, col, weights, group, offsets, lines, first, lanes):
     """Compute TILE_COLUMNS output positions of one row, from ``col`` on, for all filters of a group.
 
-    ``line`` receives them as (positions, filters). What lies right of the output comes of pixels of another
-    row, or past the image, and is not used.
+    ``lines`` receives them from ``first`` on as (positions, lanes). What lies right of the output comes of
+    pixels of another row, or past the image, and is not used.
     """
-    width, line_width = weights.shape[1], line.shape[1]
+    _, taps, width = weights.shape
     halves = width // layout.half
     filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     column = layout.stride_cols * layout.channels
@@ -212,9 +212,9 @@ def correlate_tile(layout, image, row, col, weights, offsets, line):
     for filter_block in range(filter_blocks):
         begin, end = block_of(filter_block, filter_blocks, halves)
         convolve_tile(
-            line, col * line_width + begin * layout.half, line_width,
+            lines, first + col * lanes + begin * layout.half, lanes,
             image, pixel, column,
-            weights, begin * layout.half, width,
+            weights, group * taps * width + begin * layout.half, width,
             offsets, end - begin,
         )  # fmt: skip
 
@@ -310,7 +310,7 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
             load_image(layout, input[b, group * channels : (group + 1) * channels], image)
             for row in range(layout.out_rows):
                 for col in range(0, len(line), TILE_COLUMNS):
-                    correlate_tile(layout, image, row, col, weights[group], offsets, line)
+                    correlate_tile(layout, image, row, col, weights, group, offsets, line, 0, line.shape[1])
                 first = ((b * out.shape[1] + group * n_filters) * layout.out_rows + row) * layout.out_cols
                 map_size = layout.out_rows * layout.out_cols
                 transpose(out, first, map_size, line, 0, line.shape[1], layout.out_cols, n_filters)

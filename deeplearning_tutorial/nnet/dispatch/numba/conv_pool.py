@@ -36,18 +36,26 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv import (
     tap_offsets,
     tap_weights,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    keep,
+    kernel_njit,
+    parallel,
+    register_kernel,
+    unowned,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     MASK_LANES,
     TILE_COLUMNS,
     copy_elements,
     max_window,
     trailing_zeros,
+    vector_tanh,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 21
+CACHE_VERSION = 23
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -56,25 +64,24 @@ mask_words = kernel_njit(words_of)
 
 
 @kernel_njit
-def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols, image, skip, live):
+def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols, image, skip, columns, live):
     """Note in ``live`` which pooling windows see a pixel other than zero; all, unless ``skip``.
 
     Where all pixels are zero so is the convolution, with all maxima tied, and the filters' gradient. On
     images of digits that are about half of the windows. Maps of features are dense, and not looked at.
+    ``columns`` is scratch, of a row's pixels.
     """
     if not skip:
         live[:] = True
         return
     seen_rows = window_rows + filter_rows - 1
     seen = (window_cols + filter_cols - 1) * layout.channels
-    length, step = layout.cols * layout.channels, window_cols * layout.channels
-    columns = np.empty(length, np.uint8)
+    length, step = len(columns), window_cols * layout.channels
     for row in range(live.shape[0]):
         columns[:] = 0
         for r in range(row * window_rows, row * window_rows + seen_rows):
-            line = image[r * length : (r + 1) * length]
             for i in range(length):
-                columns[i] |= line[i] != 0
+                columns[i] |= image[r * length + i] != 0
         for col in range(live.shape[1]):
             alive = False
             for i in range(col * step, col * step + seen):
@@ -94,12 +101,12 @@ def all_finite(values):
 @cache
 def forward_block(window_rows, window_cols, tanh):
     """Make the kernel that convolves and pools a block of images."""
-    pool = max_window(window_rows, window_cols, tanh)
+    pool = max_window(window_rows, window_cols)
     positions = window_rows * window_cols
 
     @parallel(
         lambda real: (
-            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
+            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, :, ::1], types.int32[::1],
             real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols, tanh,
@@ -109,19 +116,26 @@ def forward_block(window_rows, window_cols, tanh):
         out_rows, out_cols = out.shape[2:]
         words = mask.shape[4]
         last_bits = ~np.uint64(0) >> np.uint64(WORD_BITS * words - n_filters)
-        image = empty_image(layout, TILE_COLUMNS * layout.channels, input)
-        live = np.empty((out_rows, out_cols), np.bool_)
         skip = layout.channels <= FEW_CHANNELS and all_finite(weights.reshape(weights.size))
-        lines = np.zeros((window_rows, padded_positions(out_cols * window_cols), lanes), input.dtype)
-        pooled = np.empty((out_cols + 1, lanes), input.dtype)
-        # What pooling gives where the convolution is zero.
-        chosen = np.zeros(positions * words, np.uint64)
-        zero, n_octets = out_cols * lanes, lanes // MASK_LANES
-        pool(pooled, zero, chosen, 0, words, lines, 0, 0, 0, biases, n_octets)
+        size, half = n_filters * out_rows * out_cols, layout.half
+        # What is read back soon lies in scratch: the mask and the output, new memory, may not be in a cache.
+        scratch = (
+            empty_image(layout, TILE_COLUMNS * layout.channels, input),
+            np.empty((out_rows, out_cols), np.bool_),
+            np.empty(layout.cols * layout.channels, np.uint8),
+            np.zeros((window_rows, padded_positions(out_cols * window_cols), lanes), input.dtype),
+            np.empty((out_cols + 1, lanes), input.dtype),
+            np.zeros((out_cols + 1) * positions * words, np.uint64),
+            np.empty(size + half, input.dtype),
+        )
+        image, live, columns, lines, pooled, chosen, maxima = unowned(scratch)
+        # After the last window, what pooling gives where the convolution is zero.
+        n_octets, dead = lanes // MASK_LANES, out_cols
+        pool(pooled, dead * lanes, chosen, dead * positions * words, words, lines, 0, 0, 0, biases, n_octets)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
             load_image(layout, input[b], image)
-            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, live)
+            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
             for row in range(out_rows):
                 for col in range(0, lines.shape[1], TILE_COLUMNS):
                     alive = False
@@ -130,25 +144,33 @@ def forward_block(window_rows, window_cols, tanh):
                     if alive:
                         for r in range(window_rows):
                             correlate_tile(
-                                layout, image, row * window_rows + r, col, weights, offsets, lines[r]
-                            )
+                                layout, image, row * window_rows + r, col, weights, 0, offsets,
+                                lines, r * lines.shape[1] * lanes, lanes,
+                            )  # fmt: skip
                 for col in range(out_cols):
-                    word = ((b * out_rows + row) * out_cols + col) * positions * words
+                    word = col * positions * words
                     if live[row, col]:
-                        for p in range(positions):
-                            mask[b, row, col, p, words - 1] = 0
                         pool(
-                            pooled, col * lanes, mask, word, words,
+                            pooled, col * lanes, chosen, word, words,
                             lines, col * window_cols * lanes, lines.shape[1] * lanes, lanes,
                             biases, n_octets,
                         )  # fmt: skip
                     else:
-                        copy_elements(pooled, col * lanes, pooled, zero, lanes)
-                        copy_elements(mask, word, chosen, 0, positions * words)
+                        copy_elements(pooled, col * lanes, pooled, dead * lanes, lanes)
+                        copy_elements(chosen, word, chosen, dead * positions * words, positions * words)
+                transpose(maxima, row * out_cols, out_rows * out_cols, pooled, 0, lanes, out_cols, n_filters)
+                word = 0
+                for col in range(out_cols):
                     for p in range(positions):
-                        mask[b, row, col, p, words - 1] &= last_bits
-                first = (b * n_filters * out_rows + row) * out_cols
-                transpose(out, first, out_rows * out_cols, pooled, 0, lanes, out_cols, n_filters)
+                        for i in range(words):
+                            bits = chosen[word]
+                            mask[b, row, col, p, i] = bits & last_bits if i == words - 1 else bits
+                            word += 1
+            if tanh:
+                # The last vector may be longer than what is left.
+                vector_tanh(maxima, 0, maxima, 0, in_halves(size, half))
+            copy_elements(out, b * size, maxima, 0, size)
+        keep(scratch)
 
     return conv_max_pool_block
 
@@ -169,7 +191,7 @@ def forward(window_rows, window_cols, tanh):
         biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
         for k in range(layout.filters):
             biases[k] = bias[k]
-        weights, offsets = tap_weights(layout, filters, flip)[0], tap_offsets(layout, filters, (1, 1))
+        weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
         # A mask of no filters has no last word.
         blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
         input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
@@ -221,16 +243,20 @@ def filters_gradient_block(window_rows, window_cols):
     ):  # fmt: skip
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
-        image = empty_image(layout, partial.shape[4], input)
-        run_offsets = offsets[:: max(1, layout.run)].copy()
-        live = np.empty((out_rows, out_cols), np.bool_)
-        gradients = np.empty((n_filters, out_rows * out_cols), input.dtype)
         # Flat lists, and unsigned indices, which Numba need not check for their sign.
         windows = out_rows * out_cols
         room = np.uint64(windows * positions)
-        pixels = np.empty(n_filters * windows * positions, np.int32)
-        factors = np.empty(len(pixels), input.dtype)
-        ends = np.empty(n_filters, np.uint64)
+        scratch = (
+            empty_image(layout, partial.shape[4], input),
+            offsets[:: max(1, layout.run)].copy(),
+            np.empty((out_rows, out_cols), np.bool_),
+            np.empty(layout.cols * layout.channels, np.uint8),
+            np.empty((n_filters, windows), input.dtype),
+            np.empty(n_filters * windows * positions, np.int32),
+            np.empty(n_filters * windows * positions, input.dtype),
+            np.empty(n_filters, np.uint64),
+        )
+        image, run_offsets, live, columns, gradients, pixels, factors, ends = unowned(scratch)
         flat_gradients = gradients.reshape(gradients.size)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
@@ -242,7 +268,7 @@ def filters_gradient_block(window_rows, window_cols):
                 partial_bias[block, k] += total
                 skip &= np.isfinite(total)
                 ends[k] = np.uint64(k) * room
-            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, live)
+            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
             for row in range(out_rows):
                 for col in range(out_cols):
                     for p in range(positions if live[row, col] else 0):
@@ -263,6 +289,7 @@ def filters_gradient_block(window_rows, window_cols):
                 first = k * np.int64(room)
                 count = np.int64(ends[k]) - first
                 add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, count)
+        keep(scratch)
 
     return grad_filters_block
 
@@ -315,12 +342,16 @@ def input_gradient_block(window_rows, window_cols):
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
         length = runs.shape[3]
-        image = empty_image(layout, length, runs)
-        run_offsets = offsets[:: max(1, layout.run)].copy()
-        gradients = np.empty((n_filters, out_rows * out_cols), runs.dtype)
-        chosen = np.empty((out_rows * window_rows, out_cols * window_cols, n_filters), np.int32)
-        factors = np.empty(chosen.shape, runs.dtype)
-        counts = np.empty(chosen.shape[:2], np.int32)
+        shape = out_rows * window_rows, out_cols * window_cols, n_filters
+        scratch = (
+            empty_image(layout, length, runs),
+            offsets[:: max(1, layout.run)].copy(),
+            np.empty((n_filters, out_rows * out_cols), runs.dtype),
+            np.empty(shape, np.int32),
+            np.empty(shape, runs.dtype),
+            np.empty(shape[:2], np.int32),
+        )
+        image, run_offsets, gradients, chosen, factors, counts = unowned(scratch)
         begin, end = block_of(block, blocks, len(gradient))
         for b in range(begin, end):
             image[:] = 0
@@ -342,6 +373,7 @@ def input_gradient_block(window_rows, window_cols):
                         counts[at_row, at_col] = count
             add_filters(layout, image, runs[0], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b])
+        keep(scratch)
 
     return grad_input_block
 

@@ -561,16 +561,21 @@ def _elementwise(function):
         def codegen(context, builder, signature, arguments):
             out_, out_at, x_, x_at, halves = arguments
             emitter = _Emitter(context, builder, out.dtype)
-            [(vector, _)] = emitter.vectors(1)
             target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
 
-            def one_half(i, _sums):
-                at = builder.mul(i, _INDEX(emitter.half))
+            def apply_at(at, vector):
                 result = function(emitter, emitter.load(emitter.step(source, at), vector))
                 emitter.store(result, emitter.step(target, at))
+
+            def one_vector(i, _sums):
+                [(vector, _)] = emitter.vectors(2)
+                apply_at(builder.mul(i, _INDEX(vector.count)), vector)
                 return []
 
-            emitter.accumulate(halves, [], one_half)
+            emitter.accumulate(builder.lshr(halves, _INDEX(1)), [], one_vector)
+            with builder.if_then(builder.trunc(halves, ir.IntType(1))):
+                [(vector, _)] = emitter.vectors(1)
+                apply_at(builder.mul(builder.sub(halves, _INDEX(1)), _INDEX(vector.count)), vector)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -583,7 +588,7 @@ vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
 
 
 @cache
-def max_window(window_rows, window_cols, tanh):
+def max_window(window_rows, window_cols):
     """Make the intrinsic that pools a window of ``window_rows * window_cols`` positions, for all filters."""
     positions = [(row, col) for row in range(window_rows) for col in range(window_cols)]
 
@@ -591,12 +596,12 @@ def max_window(window_rows, window_cols, tanh):
     def pool(
         typingctx, out, out_at, mask, mask_at, mask_step, lines, lines_at, row_step, col_step, bias, count
     ):  # fmt: skip
-        """Take the maximum, add the bias, apply tanh, and set the mask's bits of the maximal positions.
+        """Take the maximum, add the bias, and set the mask's bits of the maximal positions.
 
         For f in 0..count * MASK_LANES - 1, with position p at row r and column c of the window::
 
             maximum = max over p of lines[lines_at + r * row_step + c * col_step + f]
-            out[out_at + f] = tanh(maximum + bias[f])
+            out[out_at + f] = maximum + bias[f]
             bit f of the words from mask[mask_at + p * mask_step] on = position p holds the maximum
         """
         signature = types.void(
@@ -634,7 +639,7 @@ def max_window(window_rows, window_cols, tanh):
                     equal = builder.fcmp_ordered("==", value, maximum)
                     builder.store(builder.bitcast(equal, byte), step(words, i))
                 result = builder.fadd(maximum, emitter.load(step(biases, at), vector))
-                emitter.store(emitter.tanh(result) if tanh else result, step(maxima, at))
+                emitter.store(result, step(maxima, at))
                 return []
 
             emitter.accumulate(count, [], pool_lanes)
