@@ -143,17 +143,29 @@ class _Emitter:
         load = cgutils.get_or_insert_function(builder.module, signature, name)
         return builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, ir.Constant(vector, None)])
 
+    def shuffle(self, a, b, lanes):
+        """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""
+        lanes = list(lanes)
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+    def split(self, vector):
+        """Return the two halves of a vector."""
+        half = vector.type.count // 2
+        return [self.shuffle(vector, vector, lanes) for lanes in (range(half), range(half, 2 * half))]
+
+    def join(self, a, b):
+        """Return the vector whose halves are ``a`` and ``b``."""
+        return self.shuffle(a, b, range(2 * a.type.count))
+
+    def halves_of(self, a, b):
+        """Return the first half of ``a`` and the last of ``b``, where they are."""
+        half = a.type.count // 2
+        return self.shuffle(a, b, [*range(half), *range(3 * half, 4 * half)])
+
     def total(self, vector):
         """Add the elements of a vector, the halves first."""
         while vector.type.count > 1:
-            half = vector.type.count // 2
-            halves = [
-                self.builder.shuffle_vector(
-                    vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), half), list(lanes))
-                )
-                for lanes in (range(half), range(half, 2 * half))
-            ]
-            vector = self.builder.fadd(*halves)
+            vector = self.builder.fadd(*self.split(vector))
         return self.builder.extract_element(vector, ir.IntType(32)(0))
 
     def multiply_add(self, a, b, c):
@@ -294,26 +306,35 @@ def convolve_tile(
         offset = emitter.pointer(offsets, offsets_, _INDEX(0))
 
         def emit(n):
-            vectors = emitter.vectors(n)
+            odd, pairs = n % 2, range(0, TILE_COLUMNS, 2)
+            vectors = emitter.vectors(n - odd)
+            # Filters that fill half a vector share it: the halves belong to neighbouring positions.
+            [(whole, _)], [(part, _)] = emitter.vectors(2), emitter.vectors(1)
+            odd_first = _INDEX((n - odd) * emitter.half)
 
             def add_tap(t, sums):
                 here = emitter.index(step(offset, t))
                 tap_weights = step(weights, builder.mul(t, tap))
                 loaded = [emitter.load(step(tap_weights, first), vector) for vector, first in vectors]
-                results = iter(sums)
-                return [
-                    emitter.multiply_add(emitter.spread(pixel, weight.type), weight, next(results))
-                    for pixel in [builder.load(step(image, here)) for image in images]
-                    for weight in loaded
-                ]
+                pixels = [builder.load(step(image, here)) for image in images]
+                factors = [(emitter.spread(pixel, whole), weight) for pixel in pixels for weight in loaded]
+                if odd:
+                    half = emitter.load(step(tap_weights, odd_first), part)
+                    for p in pairs:
+                        left, right = (emitter.spread(pixel, whole) for pixel in pixels[p : p + 2])
+                        factors.append((emitter.halves_of(left, right), emitter.join(half, half)))
+                return [emitter.multiply_add(*pair, total) for pair, total in zip(factors, sums, strict=True)]
 
-            zeros = [ir.Constant(vector, [0.0] * vector.count) for vector, _ in vectors] * TILE_COLUMNS
+            zeros = [ir.Constant(whole, None)] * (TILE_COLUMNS * len(vectors) + odd * len(pairs))
             n_taps = emitter.length(offsets, offsets_)
             sums = iter(emitter.accumulate(n_taps, zeros, add_tap))
-            for p in range(TILE_COLUMNS):
-                column_out = step(outs, builder.mul(out_step, _INDEX(p)))
+            columns = [step(outs, builder.mul(out_step, _INDEX(p))) for p in range(TILE_COLUMNS)]
+            for column_out in columns:
                 for _, first in vectors:
                     emitter.store(next(sums), step(column_out, first))
+            for p in pairs if odd else ():
+                for part, column_out in zip(emitter.split(next(sums)), columns[p : p + 2], strict=True):
+                    emitter.store(part, step(column_out, odd_first))
 
         emitter.choose(halves, {n: (n,) for n in range(1, TILE_HALVES + 1)}, emit)
         return context.get_dummy_value()
@@ -498,15 +519,12 @@ def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
         vector = ir.VectorType(emitter.scalar, BLOCK_SIDE)
         target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
 
-        def interleave(a, b, lanes):
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), BLOCK_SIDE), lanes))
-
         places = [emitter.step(source, builder.mul(x_step, _INDEX(r))) for r in range(BLOCK_SIDE)]
         a, b, c, d = (emitter.load(place, vector) for place in places)
         columns = []
         for pairs in ([0, 4, 1, 5], [2, 6, 3, 7]):
-            upper, lower = interleave(a, b, pairs), interleave(c, d, pairs)
-            columns += [interleave(upper, lower, [0, 1, 4, 5]), interleave(upper, lower, [2, 3, 6, 7])]
+            upper, lower = emitter.shuffle(a, b, pairs), emitter.shuffle(c, d, pairs)
+            columns += [emitter.shuffle(upper, lower, [0, 1, 4, 5]), emitter.shuffle(upper, lower, [2, 3, 6, 7])]
         for i, column in enumerate(columns):
             emitter.store(column, emitter.step(target, builder.mul(out_step, _INDEX(i))))
         return context.get_dummy_value()
