@@ -362,7 +362,7 @@ def inner_tile(typingctx, out, out_at, out_step, a, a_at, a_step, b, b_at, b_ste
         out_, out_at, out_step, a_, a_at, a_step, b_, b_at, b_step, length, columns = arguments
         emitter = _Emitter(context, builder, out.dtype)
         step = emitter.step
-        vector, _ = emitter.short_vectors(2)[0]
+        [(vector, _)] = emitter.vectors(2)
         n_vectors = builder.udiv(length, _INDEX(vector.count))
         whole = builder.mul(n_vectors, _INDEX(vector.count))
         rest = builder.sub(length, whole)
