@@ -227,10 +227,12 @@ def test_a_layer_with_bias_and_tanh_is_the_formula(mode, ws, flip, dtype):
     f = layer_function(mode, ws, flip, dtype)
     for trial in range(20 if mode == "NUMBA" else 2):
         x_shape, w_shape = lengths(rng, ws)
-        x = rng.normal(size=x_shape).astype(dtype)
+        # Multiples of powers of two are added exactly, else rounding would choose among near ties.
+        x = (rng.integers(-16, 17, x_shape) / 8).astype(dtype)
         # A constant background, as MNIST's, ties; so does one that is not zero.
-        x[:, :, :, : x.shape[3] // 2] = (0, 0.7)[trial % 2]
-        w = (rng.normal(size=w_shape) / np.sqrt(np.prod(w_shape[1:]))).astype(dtype)
+        x[:, :, :, : x.shape[3] // 2] = (0, 0.75)[trial % 2]
+        scale = 2.0 ** np.round(np.log2(np.prod(w_shape[1:])) / 2)
+        w = (rng.integers(-16, 17, w_shape) / 8 / scale).astype(dtype)
         b = rng.normal(size=len(w)).astype(dtype)
         check_layer(f, x, w, b, rng.normal(size=reference(x, w, ws, flip)[0].shape).astype(dtype), ws, flip)
     # An image of 1 x 1 makes the layer tanh(x + b): over tanh's whole range, its infinite ends and NaN.
