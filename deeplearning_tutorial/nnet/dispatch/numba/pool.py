@@ -1,6 +1,8 @@
 """Numba kernels of pooling and its gradients, for every mode, stride and padding.
 
-The leading axes are one: ``(maps, rows, cols)``. Each kernel says only what it does with one window.
+The leading axes are one: ``(maps, rows, cols)``. Each kernel says only what it does with one row of windows.
+It works on all columns side by side, as if a window started at each of them, in vectors; where the stride
+leaves only some of the windows, that is still faster than one window after the other.
 """
 
 from functools import cache
@@ -11,10 +13,12 @@ from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
+    keep,
     kernel_njit,
     parallel,
     register_kernel,
     reported,
+    unowned,
 )
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
@@ -25,7 +29,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 
 BLOCKS = 64
 
@@ -89,94 +93,200 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
     )
 
 
-@cache
-def over_windows(visit, n_arrays, window):
-    """Make a kernel that visits each window.
+@kernel_njit
+def window_starts(layout):
+    """Columns of the padded input, from the first window's to the last one's, where a window could start."""
+    return (layout.out_cols - 1) * layout.stride_cols + 1 if layout.out_cols else 0
 
-    It calls ``visit(layout, i, row, col, top, bottom, left, right, *arrays)``, where window (row, col) of map
-    i spans ``[top, bottom)`` and ``[left, right)``, without padding. ``window`` is its size where that is
-    known beforehand, so that loops over whole windows have constant bounds, else None.
+
+@kernel_njit
+def fill_divisors(layout, divisors):
+    """Note what the sum of a window that starts at each column is divided by, for each of its rows."""
+    for start in range(len(divisors)):
+        left = start - layout.pad_cols
+        inside = min(left + layout.window_cols, layout.cols) - max(left, 0)
+        divisors[start] = layout.divisor if layout.divisor else inside
+
+
+@cache
+def over_rows_of_windows(visit, n_arrays, accumulates):
+    """Make a kernel that visits each row of windows.
+
+    It calls ``visit(layout, i, row, top, bottom, line, result, divisors, *arrays)``, where the windows of row
+    ``row`` of map ``i`` span ``[top, bottom)``, without padding. ``line`` and ``result`` are scratch, long
+    enough for a row of the padded input. A kernel that ``accumulates`` finds zeros in the last array.
     """
 
-    @parallel(
-        lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), CACHE_VERSION, visit.__name__, window
-    )
-    def windows_block(block, blocks, layout, *arrays):
-        window_rows = layout.window_rows if window is None else window[0]
-        window_cols = layout.window_cols if window is None else window[1]
+    @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), CACHE_VERSION, visit.__name__)
+    def rows_block(block, blocks, layout, *arrays):
+        starts, dtype = window_starts(layout), arrays[0].dtype
+        length = max(starts + layout.window_cols - 1, layout.cols)
+        scratch = np.empty(length, dtype), np.empty(length, dtype), np.empty(starts, dtype)
+        line, result, divisors = unowned(scratch)
+        fill_divisors(layout, divisors)
         begin, end = block_of(block, blocks, layout.maps)
         for i in range(begin, end):
-            for row in range(layout.out_rows):
+            if accumulates:
+                fill(arrays[-1][i].reshape(layout.rows * layout.cols), 0)
+            # Without columns of windows there is nothing to visit.
+            for row in range(layout.out_rows if starts else 0):
                 top = row * layout.stride_rows - layout.pad_rows
-                bottom = top + window_rows
-                for col in range(layout.out_cols):
-                    left = col * layout.stride_cols - layout.pad_cols
-                    right = left + window_cols
-                    if top >= 0 and left >= 0 and bottom <= layout.rows and right <= layout.cols:
-                        visit(layout, i, row, col, top, bottom, left, right, *arrays)
-                    else:
-                        inside = max(top, 0), min(bottom, layout.rows), max(left, 0), min(right, layout.cols)
-                        visit(layout, i, row, col, *inside, *arrays)
+                bottom = min(top + layout.window_rows, layout.rows)
+                visit(layout, i, row, max(top, 0), bottom, line, result, divisors, *arrays)
+        keep(scratch)
 
-    return windows_block
+    return rows_block
+
+
+# Numba makes vectors of these loops: over the columns, with the elements of a window in the loop around them.
 
 
 @kernel_njit
-def maximum(layout, i, row, col, top, bottom, left, right, x, out):
+def fill(values, value):
+    """Set all elements."""
+    for i in range(len(values)):
+        values[i] = value
+
+
+@kernel_njit
+def larger(a, b):
+    """Return the larger one, or NaN where one is, as NumPy."""
+    return b if (b > a) | (b != b) else a
+
+
+@kernel_njit
+def added(a, b):
+    """Return the sum."""
+    return a + b
+
+
+def folding(combine, nothing):
+    """Make ``fold(layout, maps, i, top, bottom, line, result)``, which combines the elements of each window.
+
+    It takes all windows that could start in this row; ``nothing`` combined with an element is the element.
+    """
+
+    @kernel_njit
+    def fold(layout, maps, i, top, bottom, line, result):
+        starts = window_starts(layout)
+        fill(line, nothing)
+        cols = min(layout.cols, starts + layout.window_cols - 1 - layout.pad_cols)
+        inside = line[layout.pad_cols : layout.pad_cols + cols]
+        for r in range(top, bottom):
+            pixels = maps[i, r]
+            for c in range(cols):
+                inside[c] = combine(inside[c], pixels[c])
+        for c in range(starts):
+            result[c] = line[c]
+        for offset in range(1, layout.window_cols):
+            right = line[offset : offset + starts]
+            for c in range(starts):
+                result[c] = combine(result[c], right[c])
+
+    return fold
+
+
+fold_maximum, fold_sum = folding(larger, -np.inf), folding(added, 0)
+
+
+@kernel_njit
+def pick(layout, result, row):
+    """Take the windows that the stride leaves."""
+    for col in range(layout.out_cols):
+        row[col] = result[col * layout.stride_cols]
+
+
+@kernel_njit
+def place(layout, row, line, elsewhere):
+    """Put each window's value where the window starts."""
+    fill(line, elsewhere)
+    for col in range(layout.out_cols):
+        line[col * layout.stride_cols] = row[col]
+
+
+@kernel_njit
+def columns_under(layout, offset):
+    """Columns of the input that can be element ``offset`` of a window's row, from and up to."""
+    first = max(0, offset - layout.pad_cols)
+    return first, max(first, min(layout.cols, window_starts(layout) + offset - layout.pad_cols))
+
+
+@kernel_njit
+def divide(layout, top, bottom, values, divisors):
+    """Divide what belongs to windows of ``[top, bottom)``."""
+    rows = values.dtype.type(1 if layout.divisor else bottom - top)
+    for c in range(len(divisors)):
+        values[c] /= divisors[c] * rows
+
+
+@kernel_njit
+def maximum(layout, i, row, top, bottom, line, result, divisors, x, out):
     """`Pool` in mode 'max'."""
-    largest = x[i, top, left]
-    for r in range(top, bottom):
-        for c in range(left, right):
-            value = x[i, r, c]
-            # Without a branch, which random maxima would mispredict; a NaN wins, as in NumPy.
-            largest = value if (value > largest) | (value != value) else largest
-    out[i, row, col] = largest
+    fold_maximum(layout, x, i, top, bottom, line, result)
+    pick(layout, result, out[i, row])
 
 
 @kernel_njit
-def divisor_of(layout, top, bottom, left, right):
-    """Return what the sum of a window is divided by."""
-    return layout.divisor if layout.divisor else (bottom - top) * (right - left)
-
-
-@kernel_njit
-def average(layout, i, row, col, top, bottom, left, right, x, out):
+def average(layout, i, row, top, bottom, line, result, divisors, x, out):
     """`Pool` in the other modes."""
-    total = x[i, top, left] * 0
-    for r in range(top, bottom):
-        for c in range(left, right):
-            total += x[i, r, c]
-    out[i, row, col] = total / x.dtype.type(divisor_of(layout, top, bottom, left, right))
+    fold_sum(layout, x, i, top, bottom, line, result)
+    divide(layout, top, bottom, result, divisors)
+    pick(layout, result, out[i, row])
 
 
 @kernel_njit
-def spread_average(layout, i, row, col, top, bottom, left, right, output_gradient, gradient):
+def spread_average(layout, i, row, top, bottom, line, result, divisors, output_gradient, gradient):
     """`AveragePoolGrad`."""
-    divisor = divisor_of(layout, top, bottom, left, right)
-    share = output_gradient[i, row, col] / gradient.dtype.type(divisor)
+    place(layout, output_gradient[i, row], line, 0)
+    divide(layout, top, bottom, line, divisors)
+    fill(result, 0)
+    for offset in range(layout.window_cols):
+        first, end = columns_under(layout, offset)
+        under = result[first:end]
+        shares = line[first + layout.pad_cols - offset :]
+        for c in range(len(under)):
+            under[c] += shares[c]
     for r in range(top, bottom):
-        for c in range(left, right):
-            gradient[i, r, c] += share
+        gradients = gradient[i, r]
+        for c in range(layout.cols):
+            gradients[c] += result[c]
 
 
 @kernel_njit
-def give_to_maxima(layout, i, row, col, top, bottom, left, right, x, maxima, output_gradient, gradient):
+def give_to_maxima(
+    layout, i, row, top, bottom, line, result, divisors, x, maxima, output_gradient, gradient
+):  # fmt: skip
     """`MaxPoolGrad`."""
-    largest, passed_on = maxima[i, row, col], output_gradient[i, row, col]
+    zero = x.dtype.type(0)  # an integer would make all of it double precision
+    place(layout, maxima[i, row], line, np.nan)
+    place(layout, output_gradient[i, row], result, 0)
     for r in range(top, bottom):
-        for c in range(left, right):
-            gradient[i, r, c] += passed_on if x[i, r, c] == largest else 0
+        for offset in range(layout.window_cols):
+            first, end = columns_under(layout, offset)
+            start = first + layout.pad_cols - offset
+            pixels, gradients = x[i, r, first:end], gradient[i, r, first:end]
+            largest, passed_on = line[start:], result[start:]
+            for c in range(len(pixels)):
+                gradients[c] += passed_on[c] if pixels[c] == largest[c] else zero
 
 
 @kernel_njit
-def take_from_maxima(layout, i, row, col, top, bottom, left, right, x, maxima, cotangent, out):
+def take_from_maxima(
+    layout, i, row, top, bottom, line, result, divisors, x, maxima, cotangent, out
+):  # fmt: skip
     """`MaxPoolGradGrad`."""
-    largest = maxima[i, row, col]
-    total = largest * 0
+    zero = x.dtype.type(0)  # an integer would make all of it double precision
+    place(layout, maxima[i, row], line, np.nan)
+    fill(result, 0)
     for r in range(top, bottom):
-        for c in range(left, right):
-            total += cotangent[i, r, c] if x[i, r, c] == largest else 0
-    out[i, row, col] = total
+        for offset in range(layout.window_cols):
+            first, end = columns_under(layout, offset)
+            start = first + layout.pad_cols - offset
+            pixels, cotangents = x[i, r, first:end], cotangent[i, r, first:end]
+            largest, totals = line[start:], result[start:]
+            for c in range(len(pixels)):
+                totals[c] += cotangents[c] if pixels[c] == largest[c] else zero
+    pick(layout, result, out[i, row])
 
 
 @kernel_njit
@@ -226,7 +336,7 @@ def layout_function(op):
 def make_pool(op, node, **kwargs):
     """Compile `Pool`."""
     layout_for = layout_function(op)
-    run_blocks = over_windows(maximum if op.mode == "max" else average, 2, op.ws)
+    run_blocks = over_rows_of_windows(maximum if op.mode == "max" else average, 2, False)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -243,14 +353,14 @@ def make_pool(op, node, **kwargs):
 def make_average_pool_grad(op, node, **kwargs):
     """Compile `AveragePoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_windows(spread_average, 2, op.ws)
+    run_blocks = over_rows_of_windows(spread_average, 2, True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def average_pool_grad(x, output_gradient, *geometry):
         layout = layout_for(x, *geometry)
         check_output(layout, x, output_gradient)
-        gradient = np.zeros(x.shape, x.dtype)
+        gradient = np.empty(x.shape, x.dtype)
         run_blocks(min(layout.maps, BLOCKS), layout, as_maps(output_gradient), as_maps(gradient))
         return gradient
 
@@ -261,7 +371,7 @@ def make_average_pool_grad(op, node, **kwargs):
 def make_max_pool_grad(op, node, **kwargs):
     """Compile `MaxPoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_windows(give_to_maxima, 4, op.ws)
+    run_blocks = over_rows_of_windows(give_to_maxima, 4, True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -269,7 +379,7 @@ def make_max_pool_grad(op, node, **kwargs):
         layout = layout_for(x, *geometry)
         check_output(layout, x, maxima)
         check_output(layout, x, output_gradient)
-        gradient = np.zeros(x.shape, x.dtype)
+        gradient = np.empty(x.shape, x.dtype)
         arrays = as_maps(x), as_maps(maxima), as_maps(output_gradient), as_maps(gradient)
         run_blocks(min(layout.maps, BLOCKS), layout, *arrays)
         return gradient
@@ -281,7 +391,7 @@ def make_max_pool_grad(op, node, **kwargs):
 def make_max_pool_grad_grad(op, node, **kwargs):
     """Compile `MaxPoolGradGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_windows(take_from_maxima, 4, op.ws)
+    run_blocks = over_rows_of_windows(take_from_maxima, 4, False)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
