@@ -4,8 +4,8 @@ An image is copied channels-last, with its padding, so that the pixels under a r
 channels, lie side by side. An element of a filter is here called a *tap*; its offset is where its pixel lies,
 counted from the pixel under the filter's first tap. Taps with neighbouring pixels form a *run*: a row of a
 filter, or a single position where the filter is dilated. The forward pass keeps a tile of output positions
-and filters in registers. The gradients walk only the positions whose output gradient is not zero; after
-max-pooling that is about one in as many as a pooling window has elements.
+and filters in registers. So do the gradients where the output gradient is dense. Else they walk only the
+positions where it is not zero; after max-pooling that is about one in as many as a window has elements.
 
 Work is divided into blocks of images that do not depend on the number of threads, and partial sums are added
 in the order of the blocks, so any number of threads gives bitwise the same result.
@@ -26,10 +26,12 @@ from deeplearning_tutorial.nnet.conv import (
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
+    keep,
     kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
+    unowned,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
@@ -43,10 +45,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 12
+CACHE_VERSION = 13
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
+
+# Positions whose gradients a tile adds at once.
+CHUNK_POSITIONS = 128
 
 # Padding that is known once the filter's length is.
 HALF, FULL = -1, -2
@@ -348,6 +353,61 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
 
 @parallel(
     lambda real: (
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+    """Compute the same from all positions: a product of pixels and gradients, tile by tile of taps."""
+    channels, n_filters, run_length = layout.channels, layout.filters, layout.run
+    positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
+    n_runs, room = partial.shape[3], padded_positions(run_length)
+    scratch = (
+        empty_image(layout, TILE_COLUMNS, input),
+        np.empty(positions, np.int32),
+        np.zeros((positions, width), input.dtype),
+        np.zeros((layout.groups, n_runs * room, width), input.dtype),
+        np.empty(TILE_COLUMNS * width, input.dtype),
+    )
+    image, pixels, gradients, sums, tile = unowned(scratch)
+    flat_sums = sums.reshape(sums.size)
+    for row in range(layout.out_rows):
+        for col in range(layout.out_cols):
+            pixel = row * layout.stride_rows * layout.cols + col * layout.stride_cols
+            pixels[row * layout.out_cols + col] = pixel * channels
+    halves = width // layout.half
+    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            load_image(layout, input[b, group * channels : (group + 1) * channels], image)
+            maps = (b * layout.groups + group) * n_filters * positions
+            transpose(gradients, 0, width, output_gradient, maps, positions, n_filters, positions)
+            # So few positions at a time that their gradients stay in the first-level cache.
+            for first in range(0, positions, CHUNK_POSITIONS):
+                here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
+                for run in range(n_runs):
+                    for tap in range(0, run_length, TILE_COLUMNS):
+                        for filter_block in range(filter_blocks):
+                            from_half, to_half = block_of(filter_block, filter_blocks, halves)
+                            lane = from_half * layout.half
+                            convolve_tile(
+                                tile, lane, width, image, offsets[run * run_length] + tap, 1,
+                                gradients, first * width + lane, width, here, to_half - from_half,
+                            )  # fmt: skip
+                        total = flat_sums[((group * n_runs + run) * room + tap) * width :]
+                        for i in range(len(tile)):
+                            total[i] += tile[i]
+    for group in range(layout.groups):
+        for run in range(n_runs):
+            for tap in range(run_length):
+                for k in range(n_filters):
+                    partial[block, group, k, run, tap] = sums[group, run * room + tap, k]
+    keep(scratch)
+
+
+@parallel(
+    lambda real: (
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1]
     ),
     CACHE_VERSION,
@@ -405,22 +465,65 @@ def empty_partial(layout, filters):
 
 
 @kernel_njit
+def is_dense(output_gradient):
+    """Tell whether most of the first image's gradient is not zero; the others will be alike."""
+    if output_gradient.size == 0:
+        return False
+    count = 0
+    for gradient in output_gradient[0].flat:
+        count += gradient != 0
+    return 2 * count > output_gradient[0].size
+
+
+@kernel_njit
 def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
     """Compute `Conv2dGradFilters`."""
     check_gradient(layout, input, filters, output_gradient)
     partial = empty_partial(layout, filters)
     offsets = tap_offsets(layout, filters, dilation)
     arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
-    filters_gradient_block(BLOCKS, layout, *arrays)
+    # A few filters leave most of a tile's vectors empty.
+    if is_dense(output_gradient) and 2 * layout.filters >= layout.half:
+        dense_filters_gradient_block(BLOCKS, layout, *arrays)
+    else:
+        filters_gradient_block(BLOCKS, layout, *arrays)
     gradient = np.empty(filters.shape, filters.dtype)
     sum_of_blocks(layout, partial, flip, gradient)
     return gradient
 
 
 @kernel_njit
+def transposed_pads(layout, input, filters, dilation):
+    """Return the padding with which the output gradient, convolved, gives the input's; usable from 0 on."""
+    rows, cols = span_of(filters.shape[2], dilation[0]) - 1, span_of(filters.shape[3], dilation[1]) - 1
+    bottom, right = layout.rows - layout.top - input.shape[2], layout.cols - layout.left - input.shape[3]
+    return (rows - layout.top, rows - bottom), (cols - layout.left, cols - right)
+
+
+@kernel_njit
+def transposed_filters(layout, filters):
+    """Copy filters with those and channels swapped within each group."""
+    _, channels, rows, cols = filters.shape
+    transposed = np.empty((layout.groups * channels, layout.filters, rows, cols), filters.dtype)
+    for k in range(len(filters)):
+        group, within = divmod(k, layout.filters)
+        for channel in range(channels):
+            for row in range(rows):
+                for col in range(cols):
+                    transposed[group * channels + channel, within, row, col] = filters[k, channel, row, col]
+    return transposed
+
+
+@kernel_njit
 def input_gradient(layout, input, filters, output_gradient, dilation, flip):
     """Compute `Conv2dGradInput`."""
     check_gradient(layout, input, filters, output_gradient)
+    pads = transposed_pads(layout, input, filters, dilation)
+    overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
+    if layout.stride_rows == layout.stride_cols == 1 and overlap and is_dense(output_gradient):
+        filters = transposed_filters(layout, filters)
+        layout = layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups)
+        return correlate(layout, output_gradient, filters, dilation, not flip)
     gradient = np.empty(input.shape, filters.dtype)
     runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
     blocks = min(len(input), 4 * BLOCKS)
@@ -459,6 +562,7 @@ def make_conv2d(op, node, **kwargs):
 def make_conv2d_grad_filters(op, node, **kwargs):
     """Compile `Conv2dGradFilters`."""
     filters_gradient_block.load(node.outputs[0].dtype)
+    dense_filters_gradient_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
@@ -472,6 +576,7 @@ def make_conv2d_grad_filters(op, node, **kwargs):
 def make_conv2d_grad_input(op, node, **kwargs):
     """Compile `Conv2dGradInput`."""
     input_gradient_block.load(node.outputs[0].dtype)
+    correlate_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit

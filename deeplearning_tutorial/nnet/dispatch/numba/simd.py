@@ -146,7 +146,8 @@ class _Emitter:
     def shuffle(self, a, b, lanes):
         """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""
         lanes = list(lanes)
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+        taken = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, taken)
 
     def split(self, vector):
         """Return the two halves of a vector."""
@@ -524,7 +525,7 @@ def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
         columns = []
         for pairs in ([0, 4, 1, 5], [2, 6, 3, 7]):
             upper, lower = emitter.shuffle(a, b, pairs), emitter.shuffle(c, d, pairs)
-            columns += [emitter.shuffle(upper, lower, [0, 1, 4, 5]), emitter.shuffle(upper, lower, [2, 3, 6, 7])]
+            columns += [emitter.shuffle(upper, lower, lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
         for i, column in enumerate(columns):
             emitter.store(column, emitter.step(target, builder.mul(out_step, _INDEX(i))))
         return context.get_dummy_value()
