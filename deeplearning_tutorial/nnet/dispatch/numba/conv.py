@@ -45,10 +45,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 13
+CACHE_VERSION = 14
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
+
+# Filters of a group that would leave most of a tile's vectors empty.
+FEW_FILTERS = 2
 
 # Positions whose gradients a tile adds at once.
 CHUNK_POSITIONS = 128
@@ -307,8 +310,11 @@ def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
 def correlate_block(block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
     channels, n_filters = layout.channels, layout.filters
-    image = empty_image(layout, TILE_COLUMNS * layout.stride_cols * channels, input)
-    line = np.empty((padded_positions(layout.out_cols), weights.shape[2]), input.dtype)
+    scratch = (
+        empty_image(layout, TILE_COLUMNS * layout.stride_cols * channels, input),
+        np.empty((padded_positions(layout.out_cols), weights.shape[2]), input.dtype),
+    )
+    image, line = unowned(scratch)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -319,6 +325,46 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
                 first = ((b * out.shape[1] + group * n_filters) * layout.out_rows + row) * layout.out_cols
                 map_size = layout.out_rows * layout.out_cols
                 transpose(out, first, map_size, line, 0, line.shape[1], layout.out_cols, n_filters)
+    keep(scratch)
+
+
+@parallel(
+    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], real[:, :, :, ::1]),
+    CACHE_VERSION,
+)
+def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
+    """Convolve a block of images where a group has one channel, few filters and no stride.
+
+    A vector holds neighbouring positions, not filters. What lies between the rows of the output is computed,
+    and left out.
+    """
+    positions = (layout.out_rows - 1) * layout.cols + layout.out_cols
+    length = GATHER_HALVES * layout.half
+    scratch = (
+        empty_image(layout, length, input),
+        np.empty(positions + length, input.dtype),
+        np.empty(len(offsets), input.dtype),
+        np.zeros(1, np.int32),
+    )
+    image, sums, factors, here = unowned(scratch)
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            load_image(layout, input[b, group : group + 1], image)
+            for k in range(layout.filters):
+                for tap in range(len(offsets)):
+                    factors[tap] = weights[group, tap, k]
+                sums[:] = 0
+                for first in range(0, positions, length):
+                    halves = min(GATHER_HALVES, in_halves(positions - first, layout.half))
+                    gather_add(
+                        sums, first, 0, image, first, here, 0, 1, offsets, factors, 0, len(offsets), halves
+                    )
+                map_at = (b * layout.groups + group) * layout.filters + k
+                for row in range(layout.out_rows):
+                    row_at = (map_at * layout.out_rows + row) * layout.out_cols
+                    copy_elements(out, row_at, sums, row * layout.cols, layout.out_cols)
+    keep(scratch)
 
 
 @parallel(
@@ -330,10 +376,14 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
 def filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
     """Sum the filters' gradient over a block of images into ``partial[block]``."""
     channels, n_filters = layout.channels, layout.filters
-    image = empty_image(layout, partial.shape[4], input)
-    run_offsets = offsets[:: max(1, layout.run)].copy()
-    pixels = np.empty(layout.out_rows * layout.out_cols + 1, np.int32)
-    factors = np.empty(len(pixels), input.dtype)
+    room = layout.out_rows * layout.out_cols + 1
+    scratch = (
+        empty_image(layout, partial.shape[4], input),
+        offsets[:: max(1, layout.run)].copy(),
+        np.empty(room, np.int32),
+        np.empty(room, input.dtype),
+    )
+    image, run_offsets, pixels, factors = unowned(scratch)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -349,6 +399,7 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
                         factors[count] = factor
                         count += factor != 0
                 add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, 0, count)
+    keep(scratch)
 
 
 @parallel(
@@ -416,11 +467,15 @@ def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, 
     """Compute the gradient of a block of images."""
     channels, n_filters = layout.channels, layout.filters
     length = runs.shape[3]
-    image = empty_image(layout, length, runs)
-    run_offsets = offsets[:: max(1, layout.run)].copy()
-    chosen = np.empty((layout.out_rows, layout.out_cols, n_filters + 1), np.int32)
-    factors = np.empty(chosen.shape, runs.dtype)
-    counts = np.empty((layout.out_rows, layout.out_cols), np.int32)
+    shape = layout.out_rows, layout.out_cols, n_filters + 1
+    scratch = (
+        empty_image(layout, length, runs),
+        offsets[:: max(1, layout.run)].copy(),
+        np.empty(shape, np.int32),
+        np.empty(shape, runs.dtype),
+        np.empty(shape[:2], np.int32),
+    )
+    image, run_offsets, chosen, factors, counts = unowned(scratch)
     begin, end = block_of(block, blocks, len(gradient))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -436,6 +491,7 @@ def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, 
                         counts[row, col] = count + (factor != 0)
             add_filters(layout, image, runs[group], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b, group * channels : (group + 1) * channels])
+    keep(scratch)
 
 
 @kernel_njit
@@ -451,7 +507,11 @@ def correlate(layout, input, filters, dilation, flip):
     out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
     blocks = min(len(input), 4 * BLOCKS)
     weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
-    correlate_block(blocks, layout, np.ascontiguousarray(input), weights, offsets, out)
+    input, strides = np.ascontiguousarray(input), layout.stride_rows * layout.stride_cols
+    if layout.channels == strides == 1 and layout.filters <= FEW_FILTERS:
+        correlate_maps_block(blocks, layout, input, weights, offsets, out)
+    else:
+        correlate_block(blocks, layout, input, weights, offsets, out)
     return out
 
 
@@ -549,6 +609,7 @@ def layout_function(op):
 def make_conv2d(op, node, **kwargs):
     """Compile `Conv2d`."""
     correlate_block.load(node.outputs[0].dtype)
+    correlate_maps_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
@@ -577,6 +638,7 @@ def make_conv2d_grad_input(op, node, **kwargs):
     """Compile `Conv2dGradInput`."""
     input_gradient_block.load(node.outputs[0].dtype)
     correlate_block.load(node.outputs[0].dtype)
+    correlate_maps_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit

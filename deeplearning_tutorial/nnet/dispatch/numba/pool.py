@@ -20,6 +20,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     reported,
     unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+    copy_elements,
+    vector_add,
+    vector_add_where_equal,
+    vector_divide,
+    vector_maximum,
+)
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
     MaxPoolGrad,
@@ -29,7 +36,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 8
+CACHE_VERSION = 9
 
 BLOCKS = 64
 
@@ -100,12 +107,12 @@ def window_starts(layout):
 
 
 @kernel_njit
-def fill_divisors(layout, divisors):
-    """Note what the sum of a window that starts at each column is divided by, for each of its rows."""
+def fill_divisors(layout, rows, divisors):
+    """Note what the sum of a window of ``rows`` rows is divided by, for each column where it could start."""
     for start in range(len(divisors)):
         left = start - layout.pad_cols
         inside = min(left + layout.window_cols, layout.cols) - max(left, 0)
-        divisors[start] = layout.divisor if layout.divisor else inside
+        divisors[start] = layout.divisor if layout.divisor else inside * rows
 
 
 @cache
@@ -123,7 +130,7 @@ def over_rows_of_windows(visit, n_arrays, accumulates):
         length = max(starts + layout.window_cols - 1, layout.cols)
         scratch = np.empty(length, dtype), np.empty(length, dtype), np.empty(starts, dtype)
         line, result, divisors = unowned(scratch)
-        fill_divisors(layout, divisors)
+        fill_divisors(layout, layout.window_rows, divisors)
         begin, end = block_of(block, blocks, layout.maps)
         for i in range(begin, end):
             if accumulates:
@@ -138,26 +145,11 @@ def over_rows_of_windows(visit, n_arrays, accumulates):
     return rows_block
 
 
-# Numba makes vectors of these loops: over the columns, with the elements of a window in the loop around them.
-
-
 @kernel_njit
 def fill(values, value):
     """Set all elements."""
     for i in range(len(values)):
         values[i] = value
-
-
-@kernel_njit
-def larger(a, b):
-    """Return the larger one, or NaN where one is, as NumPy."""
-    return b if (b > a) | (b != b) else a
-
-
-@kernel_njit
-def added(a, b):
-    """Return the sum."""
-    return a + b
 
 
 def folding(combine, nothing):
@@ -171,22 +163,16 @@ def folding(combine, nothing):
         starts = window_starts(layout)
         fill(line, nothing)
         cols = min(layout.cols, starts + layout.window_cols - 1 - layout.pad_cols)
-        inside = line[layout.pad_cols : layout.pad_cols + cols]
         for r in range(top, bottom):
-            pixels = maps[i, r]
-            for c in range(cols):
-                inside[c] = combine(inside[c], pixels[c])
-        for c in range(starts):
-            result[c] = line[c]
+            combine(line, layout.pad_cols, maps, (i * layout.rows + r) * layout.cols, cols)
+        copy_elements(result, 0, line, 0, starts)
         for offset in range(1, layout.window_cols):
-            right = line[offset : offset + starts]
-            for c in range(starts):
-                result[c] = combine(result[c], right[c])
+            combine(result, 0, line, offset, starts)
 
     return fold
 
 
-fold_maximum, fold_sum = folding(larger, -np.inf), folding(added, 0)
+fold_maximum, fold_sum = folding(vector_maximum, -np.inf), folding(vector_add, 0)
 
 
 @kernel_njit
@@ -213,10 +199,13 @@ def columns_under(layout, offset):
 
 @kernel_njit
 def divide(layout, top, bottom, values, divisors):
-    """Divide what belongs to windows of ``[top, bottom)``."""
-    rows = values.dtype.type(1 if layout.divisor else bottom - top)
-    for c in range(len(divisors)):
-        values[c] /= divisors[c] * rows
+    """Divide what belongs to windows of ``[top, bottom)``; ``divisors`` are those of whole windows."""
+    at_border = bottom - top < layout.window_rows
+    if at_border:
+        fill_divisors(layout, bottom - top, divisors)
+    vector_divide(values, 0, divisors, 0, len(divisors))
+    if at_border:
+        fill_divisors(layout, layout.window_rows, divisors)
 
 
 @kernel_njit
@@ -242,14 +231,9 @@ def spread_average(layout, i, row, top, bottom, line, result, divisors, output_g
     fill(result, 0)
     for offset in range(layout.window_cols):
         first, end = columns_under(layout, offset)
-        under = result[first:end]
-        shares = line[first + layout.pad_cols - offset :]
-        for c in range(len(under)):
-            under[c] += shares[c]
+        vector_add(result, first, line, first + layout.pad_cols - offset, end - first)
     for r in range(top, bottom):
-        gradients = gradient[i, r]
-        for c in range(layout.cols):
-            gradients[c] += result[c]
+        vector_add(gradient, (i * layout.rows + r) * layout.cols, result, 0, layout.cols)
 
 
 @kernel_njit
@@ -257,17 +241,13 @@ def give_to_maxima(
     layout, i, row, top, bottom, line, result, divisors, x, maxima, output_gradient, gradient
 ):  # fmt: skip
     """`MaxPoolGrad`."""
-    zero = x.dtype.type(0)  # an integer would make all of it double precision
     place(layout, maxima[i, row], line, np.nan)
     place(layout, output_gradient[i, row], result, 0)
     for r in range(top, bottom):
         for offset in range(layout.window_cols):
             first, end = columns_under(layout, offset)
-            start = first + layout.pad_cols - offset
-            pixels, gradients = x[i, r, first:end], gradient[i, r, first:end]
-            largest, passed_on = line[start:], result[start:]
-            for c in range(len(pixels)):
-                gradients[c] += passed_on[c] if pixels[c] == largest[c] else zero
+            start, pixel = first + layout.pad_cols - offset, (i * layout.rows + r) * layout.cols + first
+            vector_add_where_equal(gradient, pixel, result, start, x, pixel, line, start, end - first)
 
 
 @kernel_njit
@@ -275,17 +255,13 @@ def take_from_maxima(
     layout, i, row, top, bottom, line, result, divisors, x, maxima, cotangent, out
 ):  # fmt: skip
     """`MaxPoolGradGrad`."""
-    zero = x.dtype.type(0)  # an integer would make all of it double precision
     place(layout, maxima[i, row], line, np.nan)
     fill(result, 0)
     for r in range(top, bottom):
         for offset in range(layout.window_cols):
             first, end = columns_under(layout, offset)
-            start = first + layout.pad_cols - offset
-            pixels, cotangents = x[i, r, first:end], cotangent[i, r, first:end]
-            largest, totals = line[start:], result[start:]
-            for c in range(len(pixels)):
-                totals[c] += cotangents[c] if pixels[c] == largest[c] else zero
+            start, pixel = first + layout.pad_cols - offset, (i * layout.rows + r) * layout.cols + first
+            vector_add_where_equal(result, start, cotangent, pixel, x, pixel, line, start, end - first)
     pick(layout, result, out[i, row])
 
 

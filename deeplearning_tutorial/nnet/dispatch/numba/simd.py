@@ -6,7 +6,7 @@ Lengths are counted in half vectors, so that a rest costs at most half a vector 
 """
 
 import math
-from functools import cache
+from functools import cache, partial, reduce
 
 import llvmlite.binding
 from llvmlite import ir
@@ -132,16 +132,55 @@ class _Emitter:
         prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
         self.builder.call(prefetch, [typed, integer(0), integer(3), integer(1)])
 
+    def first_lanes(self, vector, count):
+        """Return a mask of the first ``count`` elements."""
+        lanes = ir.Constant(ir.VectorType(_INDEX, vector.count), list(range(vector.count)))
+        return self.builder.icmp_signed("<", lanes, self.spread(count, lanes.type))
+
     def load_first(self, pointer, vector, count):
         """Load the first ``count`` elements of a vector, with zeros for the others."""
-        builder = self.builder
-        lanes = ir.Constant(ir.VectorType(_INDEX, vector.count), list(range(vector.count)))
-        mask = builder.icmp_signed("<", lanes, self.spread(count, lanes.type))
-        typed = builder.bitcast(pointer, vector.as_pointer())
+        mask = self.first_lanes(vector, count)
+        typed = self.builder.bitcast(pointer, vector.as_pointer())
         name = f"llvm.masked.load.v{vector.count}f{8 * self.itemsize}.p0"
         signature = ir.FunctionType(vector, [typed.type, ir.IntType(32), mask.type, vector])
-        load = cgutils.get_or_insert_function(builder.module, signature, name)
-        return builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, ir.Constant(vector, None)])
+        load = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        zeros = ir.Constant(vector, None)
+        return self.builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, zeros])
+
+    def store_first(self, value, pointer, count):
+        """Store the first ``count`` elements of a vector."""
+        vector = value.type
+        mask = self.first_lanes(vector, count)
+        typed = self.builder.bitcast(pointer, vector.as_pointer())
+        name = f"llvm.masked.store.v{vector.count}f{8 * self.itemsize}.p0"
+        signature = ir.FunctionType(ir.VoidType(), [vector, typed.type, ir.IntType(32), mask.type])
+        store = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        self.builder.call(store, [value, typed, ir.IntType(32)(self.itemsize), mask])
+
+    def for_each_vector(self, count, target, sources, function):
+        """Compute ``target[i] = function(*(source[i] for source in sources))`` for ``count`` elements."""
+        builder = self.builder
+        [(vector, _)] = self.vectors(2)
+        whole = builder.udiv(count, _INDEX(vector.count))
+
+        def one_vector(i, _sums):
+            at = builder.mul(i, _INDEX(vector.count))
+            values = [self.load(self.step(source, at), vector) for source in sources]
+            self.store(function(*values), self.step(target, at))
+            return []
+
+        self.accumulate(whole, [], one_vector)
+        done = builder.mul(whole, _INDEX(vector.count))
+        rest = builder.sub(count, done)
+        with builder.if_then(builder.icmp_signed("!=", rest, _INDEX(0))):
+            values = [self.load_first(self.step(source, done), vector, rest) for source in sources]
+            self.store_first(function(*values), self.step(target, done), rest)
+
+    def larger(self, a, b):
+        """Return the larger one, or a NaN where one is, as NumPy."""
+        wins = self.builder.fcmp_ordered(">", b, a)
+        nan = self.builder.fcmp_unordered("uno", b, b)
+        return self.builder.select(self.builder.or_(wins, nan), b, a)
 
     def shuffle(self, a, b, lanes):
         """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""
@@ -606,6 +645,56 @@ vector_tanh = _elementwise(_Emitter.tanh)
 vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
 
 
+def _combination(combine):
+    """Make an intrinsic of ``combine(emitter, a, b)``."""
+
+    @intrinsic
+    def vectors(typingctx, out, out_at, x, x_at, count):
+        """Compute ``out[out_at + i] = combine(out[out_at + i], x[x_at + i])`` for i in 0..count - 1."""
+        signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, count = arguments
+            emitter = _Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            emitter.for_each_vector(count, target, [target, source], partial(combine, emitter))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return vectors
+
+
+# Numba's own loops take several vectors at once, and what is left, a whole row of a small map, element by
+# element.
+vector_maximum = _combination(_Emitter.larger)
+vector_add = _combination(lambda emitter, a, b: emitter.builder.fadd(a, b))
+vector_divide = _combination(lambda emitter, a, b: emitter.builder.fdiv(a, b))
+
+
+@intrinsic
+def vector_add_where_equal(typingctx, out, out_at, x, x_at, a, a_at, b, b_at, count):
+    """Add ``x`` to ``out`` where ``a`` and ``b`` are equal, ``count`` elements of each from its offset on."""
+    signature = types.void(out, types.intp, x, types.intp, a, types.intp, b, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        *arrays, count = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        places = [
+            emitter.pointer(kind, array, at)
+            for kind, array, at in zip((out, x, a, b), arrays[::2], arrays[1::2], strict=True)
+        ]
+
+        def add(total, value, left, right):
+            equal = builder.fcmp_ordered("==", left, right)
+            return builder.fadd(total, builder.select(equal, value, ir.Constant(value.type, None)))
+
+        emitter.for_each_vector(count, places[0], places, add)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @cache
 def max_window(window_rows, window_cols):
     """Make the intrinsic that pools a window of ``window_rows * window_cols`` positions, for all filters."""
@@ -647,12 +736,7 @@ def max_window(window_rows, window_cols):
             def pool_lanes(i, _sums):
                 at = builder.mul(i, _INDEX(MASK_LANES))
                 values = [emitter.load(step(place, at), vector) for place in places]
-                maximum = values[0]
-                for value in values[1:]:
-                    # A NaN wins, as in NumPy.
-                    larger = builder.fcmp_ordered(">", value, maximum)
-                    nan = builder.fcmp_unordered("uno", value, value)
-                    maximum = builder.select(builder.or_(larger, nan), value, maximum)
+                maximum = reduce(emitter.larger, values)
                 # The lowest bytes of a word come first on every target of Numba.
                 for value, words in zip(values, masks, strict=True):
                     equal = builder.fcmp_ordered("==", value, maximum)

@@ -51,13 +51,14 @@ def test_dense_and_sparse_gradients_are_exact_for_integers(geometry, dtype):
     f = pytensor.function([x, w, g], [*grad(None, [x, w], known_grads={y: g})], mode="NUMBA")
     rng = np.random.default_rng(3)
     # Filters that leave a vector nearly empty, fill some, and need several tiles; positions that make several
-    # chunks; images fewer and more than blocks.
+    # chunks; images fewer and more than blocks; a filter for each channel.
     for n_filters, channels, batch, lengths in (
         (2, 2, 3, (9, 8)),
         (8, 6, 2, (21, 17)),
         (10, 4, 33, (7, 9)),
         (130, 2, 2, (18, 11)),
         (36, 40, 1, (8, 7)),
+        (1, 1, 2, (21, 17)),
     ):
         x_value = rng.integers(-3, 4, (batch, channels * groups, *lengths)).astype(dtype)
         w_value = rng.integers(-3, 4, (n_filters * groups, channels, 2, 3)).astype(dtype)
