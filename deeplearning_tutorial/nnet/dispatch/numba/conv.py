@@ -41,11 +41,12 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     convolve_tile,
     copy_elements,
     gather_add,
+    vector_add,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 14
+CACHE_VERSION = 15
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -206,6 +207,20 @@ def store_image(layout, image, maps):
 
 
 @kernel_inline
+def convolve_filters(out, out_at, out_step, image, pixel, column, filters, filters_at, width, offsets, half):
+    """Run `convolve_tile` over all ``width`` filters; ``out_step`` lies between positions in ``out``."""
+    halves = width // half
+    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
+    for filter_block in range(filter_blocks):
+        begin, end = block_of(filter_block, filter_blocks, halves)
+        lane = begin * half
+        convolve_tile(
+            out, out_at + lane, out_step, image, pixel, column, filters, filters_at + lane, width, offsets,
+            end - begin,
+        )  # fmt: skip
+
+
+@kernel_inline
 def correlate_tile(layout, image, row, col, weights, group, offsets, lines, first, lanes):
     """Compute TILE_COLUMNS output positions of one row, from ``col`` on, for all filters of a group.
 
@@ -213,18 +228,12 @@ def correlate_tile(layout, image, row, col, weights, group, offsets, lines, firs
     pixels of another row, or past the image, and is not used.
     """
     _, taps, width = weights.shape
-    halves = width // layout.half
-    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     column = layout.stride_cols * layout.channels
     pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
-    for filter_block in range(filter_blocks):
-        begin, end = block_of(filter_block, filter_blocks, halves)
-        convolve_tile(
-            lines, first + col * lanes + begin * layout.half, lanes,
-            image, pixel, column,
-            weights, group * taps * width + begin * layout.half, width,
-            offsets, end - begin,
-        )  # fmt: skip
+    convolve_filters(
+        lines, first + col * lanes, lanes, image, pixel, column,
+        weights, group * taps * width, width, offsets, layout.half,
+    )  # fmt: skip
 
 
 @kernel_njit
@@ -421,13 +430,10 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
         np.empty(TILE_COLUMNS * width, input.dtype),
     )
     image, pixels, gradients, sums, tile = unowned(scratch)
-    flat_sums = sums.reshape(sums.size)
     for row in range(layout.out_rows):
         for col in range(layout.out_cols):
             pixel = row * layout.stride_rows * layout.cols + col * layout.stride_cols
             pixels[row * layout.out_cols + col] = pixel * channels
-    halves = width // layout.half
-    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -439,16 +445,12 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                 here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                 for run in range(n_runs):
                     for tap in range(0, run_length, TILE_COLUMNS):
-                        for filter_block in range(filter_blocks):
-                            from_half, to_half = block_of(filter_block, filter_blocks, halves)
-                            lane = from_half * layout.half
-                            convolve_tile(
-                                tile, lane, width, image, offsets[run * run_length] + tap, 1,
-                                gradients, first * width + lane, width, here, to_half - from_half,
-                            )  # fmt: skip
-                        total = flat_sums[((group * n_runs + run) * room + tap) * width :]
-                        for i in range(len(tile)):
-                            total[i] += tile[i]
+                        convolve_filters(
+                            tile, 0, width, image, offsets[run * run_length] + tap, 1,
+                            gradients, first * width, width, here, layout.half,
+                        )  # fmt: skip
+                        taps = (group * n_runs + run) * room + tap
+                        vector_add(sums, taps * width, tile, 0, len(tile))
     for group in range(layout.groups):
         for run in range(n_runs):
             for tap in range(run_length):

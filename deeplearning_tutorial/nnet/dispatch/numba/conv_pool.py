@@ -55,7 +55,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 25
+CACHE_VERSION = 26
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -117,7 +117,7 @@ def forward_block(window_rows, window_cols, tanh):
         words = mask.shape[4]
         last_bits = ~np.uint64(0) >> np.uint64(WORD_BITS * words - n_filters)
         skip = layout.channels <= FEW_CHANNELS and all_finite(weights.reshape(weights.size))
-        size, half = n_filters * out_rows * out_cols, layout.half
+        size = n_filters * out_rows * out_cols
         # What is read back soon lies in scratch: the mask and the output, new memory, may not be in a cache.
         scratch = (
             empty_image(layout, TILE_COLUMNS * layout.channels, input),
@@ -126,7 +126,7 @@ def forward_block(window_rows, window_cols, tanh):
             np.zeros((window_rows, padded_positions(out_cols * window_cols), lanes), input.dtype),
             np.empty((out_cols + 1, lanes), input.dtype),
             np.zeros((out_cols + 1) * positions * words, np.uint64),
-            np.empty(size + half, input.dtype),
+            np.empty(size, input.dtype),
         )
         image, live, columns, lines, pooled, chosen, maxima = unowned(scratch)
         # After the last window, what pooling gives where the convolution is zero.
@@ -167,9 +167,9 @@ def forward_block(window_rows, window_cols, tanh):
                             mask[b, row, col, p, i] = bits & last_bits if i == words - 1 else bits
                             word += 1
             if tanh:
-                # The last vector may be longer than what is left.
-                vector_tanh(maxima, 0, maxima, 0, in_halves(size, half))
-            copy_elements(out, b * size, maxima, 0, size)
+                vector_tanh(out, b * size, maxima, 0, size)
+            else:
+                copy_elements(out, b * size, maxima, 0, size)
         keep(scratch)
 
     return conv_max_pool_block

@@ -608,56 +608,20 @@ def descend(typingctx, out, out_at, weights, weights_at, gradient, gradient_at, 
     return signature, codegen
 
 
-def _elementwise(function):
-    """Make an intrinsic of a method of `_Emitter`."""
-
-    @intrinsic
-    def vectors(typingctx, out, out_at, x, x_at, halves):
-        """Compute ``out[out_at + i] = function(x[x_at + i])`` for i in 0..halves * half - 1."""
-        signature = types.void(out, types.intp, x, types.intp, types.intp)
-
-        def codegen(context, builder, signature, arguments):
-            out_, out_at, x_, x_at, halves = arguments
-            emitter = _Emitter(context, builder, out.dtype)
-            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
-
-            def apply_at(at, vector):
-                result = function(emitter, emitter.load(emitter.step(source, at), vector))
-                emitter.store(result, emitter.step(target, at))
-
-            def one_vector(i, _sums):
-                [(vector, _)] = emitter.vectors(2)
-                apply_at(builder.mul(i, _INDEX(vector.count)), vector)
-                return []
-
-            emitter.accumulate(builder.lshr(halves, _INDEX(1)), [], one_vector)
-            with builder.if_then(builder.trunc(halves, ir.IntType(1))):
-                [(vector, _)] = emitter.vectors(1)
-                apply_at(builder.mul(builder.sub(halves, _INDEX(1)), _INDEX(vector.count)), vector)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return vectors
-
-
-vector_tanh = _elementwise(_Emitter.tanh)
-vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
-
-
-def _combination(combine):
-    """Make an intrinsic of ``combine(emitter, a, b)``."""
+def _elementwise(function, folds=False):
+    """Make an intrinsic of ``function(emitter, x)``, or where it ``folds``, ``function(emitter, out, x)``."""
 
     @intrinsic
     def vectors(typingctx, out, out_at, x, x_at, count):
-        """Compute ``out[out_at + i] = combine(out[out_at + i], x[x_at + i])`` for i in 0..count - 1."""
+        """Compute ``out[out_at + i] = function([out[out_at + i],] x[x_at + i])`` for i in 0..count - 1."""
         signature = types.void(out, types.intp, x, types.intp, types.intp)
 
         def codegen(context, builder, signature, arguments):
             out_, out_at, x_, x_at, count = arguments
             emitter = _Emitter(context, builder, out.dtype)
             target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
-            emitter.for_each_vector(count, target, [target, source], partial(combine, emitter))
+            sources = [target, source] if folds else [source]
+            emitter.for_each_vector(count, target, sources, partial(function, emitter))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -667,9 +631,11 @@ def _combination(combine):
 
 # Numba's own loops take several vectors at once, and what is left, a whole row of a small map, element by
 # element.
-vector_maximum = _combination(_Emitter.larger)
-vector_add = _combination(lambda emitter, a, b: emitter.builder.fadd(a, b))
-vector_divide = _combination(lambda emitter, a, b: emitter.builder.fdiv(a, b))
+vector_tanh = _elementwise(_Emitter.tanh)
+vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
+vector_maximum = _elementwise(_Emitter.larger, folds=True)
+vector_add = _elementwise(lambda emitter, a, b: emitter.builder.fadd(a, b), folds=True)
+vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
 
 
 @intrinsic
