@@ -36,17 +36,20 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
     REGISTER_BYTES,
+    SHIFTS,
     TILE_COLUMNS,
     TILE_HALVES,
+    add_inner_rows,
     convolve_tile,
-    copy_elements,
     gather_add,
     vector_add,
+    vector_copy,
+    weighted_sum,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 15
+CACHE_VERSION = 16
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -192,7 +195,7 @@ def load_image(layout, maps, image):
     for row in range(rows):
         first = ((row + layout.top) * layout.cols + layout.left) * channels
         if channels == 1:
-            copy_elements(image, first, maps, row * cols, cols)
+            vector_copy(image, first, maps, row * cols, cols)
         else:
             transpose(image, first, channels, maps, row * cols, rows * cols, channels, cols)
 
@@ -344,18 +347,10 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
 def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images where a group has one channel, few filters and no stride.
 
-    A vector holds neighbouring positions, not filters. What lies between the rows of the output is computed,
-    and left out.
+    A vector holds neighbouring positions, not filters.
     """
-    positions = (layout.out_rows - 1) * layout.cols + layout.out_cols
-    length = GATHER_HALVES * layout.half
-    scratch = (
-        empty_image(layout, length, input),
-        np.empty(positions + length, input.dtype),
-        np.empty(len(offsets), input.dtype),
-        np.zeros(1, np.int32),
-    )
-    image, sums, factors, here = unowned(scratch)
+    scratch = empty_image(layout, 0, input), np.empty(len(offsets), input.dtype)
+    image, factors = unowned(scratch)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -363,16 +358,43 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
             for k in range(layout.filters):
                 for tap in range(len(offsets)):
                     factors[tap] = weights[group, tap, k]
-                sums[:] = 0
-                for first in range(0, positions, length):
-                    halves = min(GATHER_HALVES, in_halves(positions - first, layout.half))
-                    gather_add(
-                        sums, first, 0, image, first, here, 0, 1, offsets, factors, 0, len(offsets), halves
-                    )
-                map_at = (b * layout.groups + group) * layout.filters + k
+                first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
                 for row in range(layout.out_rows):
-                    row_at = (map_at * layout.out_rows + row) * layout.out_cols
-                    copy_elements(out, row_at, sums, row * layout.cols, layout.out_cols)
+                    weighted_sum(
+                        out, (first + row) * layout.out_cols, image, row * layout.cols,
+                        offsets, factors, layout.out_cols,
+                    )  # fmt: skip
+    keep(scratch)
+
+
+@parallel(
+    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]), CACHE_VERSION
+)
+def pointwise_block(block, blocks, layout, input, weights, out):
+    """Convolve a block of images with filters of one pixel: a product of two matrices for each image."""
+    channels, n_filters, positions = layout.channels, layout.filters, layout.rows * layout.cols
+    width = TILE_HALVES * layout.half
+    scratch = (
+        np.zeros(channels * width, input.dtype),
+        np.empty(TILE_COLUMNS * width, input.dtype),
+        np.arange(channels).astype(np.int32),
+    )
+    columns, tile, offsets = unowned(scratch)
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            maps, out_maps = (b * layout.groups + group) * channels, (b * layout.groups + group) * n_filters
+            for first in range(0, positions, width):
+                count = min(width, positions - first)
+                for channel in range(channels):
+                    vector_copy(columns, channel * width, input, (maps + channel) * positions + first, count)
+                for k in range(0, n_filters, TILE_COLUMNS):
+                    convolve_tile(
+                        tile, 0, width, weights, (group * weights.shape[1] + k) * channels, channels,
+                        columns, 0, width, offsets, in_halves(count, layout.half),
+                    )  # fmt: skip
+                    for p in range(min(TILE_COLUMNS, n_filters - k)):
+                        vector_copy(out, (out_maps + k + p) * positions + first, tile, p * width, count)
     keep(scratch)
 
 
@@ -430,14 +452,23 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
         np.empty(TILE_COLUMNS * width, input.dtype),
     )
     image, pixels, gradients, sums, tile = unowned(scratch)
+    # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
+    planar = positions == input.shape[2] * input.shape[3] == layout.rows * layout.cols and (
+        n_runs == 1 and run_length == channels and channels % TILE_COLUMNS == 0
+    )
+    pixel_step, tap_step = (1, positions) if planar else (channels, 1)
+    source, origin = input.reshape(input.size) if planar else image, 0
     for row in range(layout.out_rows):
         for col in range(layout.out_cols):
             pixel = row * layout.stride_rows * layout.cols + col * layout.stride_cols
-            pixels[row * layout.out_cols + col] = pixel * channels
+            pixels[row * layout.out_cols + col] = pixel * pixel_step
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
-            load_image(layout, input[b, group * channels : (group + 1) * channels], image)
+            if planar:
+                origin = (b * layout.groups + group) * channels * positions
+            else:
+                load_image(layout, input[b, group * channels : (group + 1) * channels], image)
             maps = (b * layout.groups + group) * n_filters * positions
             transpose(gradients, 0, width, output_gradient, maps, positions, n_filters, positions)
             # So few positions at a time that their gradients stay in the first-level cache.
@@ -445,8 +476,9 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                 here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                 for run in range(n_runs):
                     for tap in range(0, run_length, TILE_COLUMNS):
+                        first_tap = origin + offsets[run * run_length] + tap * tap_step
                         convolve_filters(
-                            tile, 0, width, image, offsets[run * run_length] + tap, 1,
+                            tile, 0, width, source, first_tap, tap_step,
                             gradients, first * width, width, here, layout.half,
                         )  # fmt: skip
                         taps = (group * n_runs + run) * room + tap
@@ -456,6 +488,33 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
             for tap in range(run_length):
                 for k in range(n_filters):
                     partial[block, group, k, run, tap] = sums[group, run * room + tap, k]
+    keep(scratch)
+
+
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+    """Compute the same where a group has one channel, few filters and no stride, along the rows of maps."""
+    scratch = empty_image(layout, 0, input), np.zeros(len(offsets), input.dtype)
+    image, sums = unowned(scratch)
+    begin, end = block_of(block, blocks, len(input))
+    for b in range(begin, end):
+        for group in range(layout.groups):
+            load_image(layout, input[b, group : group + 1], image)
+            for k in range(layout.filters):
+                first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows * layout.out_cols
+                sums[:] = 0
+                for tap in range(0, len(offsets), SHIFTS):
+                    add_inner_rows(
+                        sums, tap, output_gradient, first, layout.out_cols, image, 0, layout.cols,
+                        offsets, tap, layout.out_rows, layout.out_cols, min(SHIFTS, len(offsets) - tap),
+                    )  # fmt: skip
+                for tap in range(len(offsets)):
+                    partial[block, group, k, tap // layout.run, tap % layout.run] += sums[tap]
     keep(scratch)
 
 
@@ -504,13 +563,38 @@ def check_gradient(layout, input, filters, output_gradient):
 
 
 @kernel_njit
+def goes_along_maps(layout):
+    """Tell whether vectors of neighbouring positions are better than vectors of filters."""
+    return layout.channels == layout.stride_rows == layout.stride_cols == 1 and layout.filters <= FEW_FILTERS
+
+
+@kernel_njit
+def is_pointwise(layout, input, filters):
+    """Tell whether each output pixel comes of one pixel, and there are as many."""
+    sizes = layout.out_rows, layout.out_cols
+    return filters.shape[2:] == (1, 1) and sizes == input.shape[2:] == (layout.rows, layout.cols)
+
+
+@kernel_njit
+def pointwise_weights(layout, filters):
+    """Copy filters of one pixel to (groups, filters, channels), with zeros for a whole number of tiles."""
+    weights = np.zeros((layout.groups, padded_positions(layout.filters), layout.channels), filters.dtype)
+    for k in range(len(filters)):
+        for channel in range(layout.channels):
+            weights[k // layout.filters, k % layout.filters, channel] = filters[k, channel, 0, 0]
+    return weights
+
+
+@kernel_njit
 def correlate(layout, input, filters, dilation, flip):
     """Compute `Conv2d`."""
     out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
-    blocks = min(len(input), 4 * BLOCKS)
+    blocks, input = min(len(input), 4 * BLOCKS), np.ascontiguousarray(input)
+    if is_pointwise(layout, input, filters):
+        pointwise_block(blocks, layout, input, pointwise_weights(layout, filters), out)
+        return out
     weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
-    input, strides = np.ascontiguousarray(input), layout.stride_rows * layout.stride_cols
-    if layout.channels == strides == 1 and layout.filters <= FEW_FILTERS:
+    if goes_along_maps(layout):
         correlate_maps_block(blocks, layout, input, weights, offsets, out)
     else:
         correlate_block(blocks, layout, input, weights, offsets, out)
@@ -544,8 +628,11 @@ def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
     partial = empty_partial(layout, filters)
     offsets = tap_offsets(layout, filters, dilation)
     arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
+    dense = is_dense(output_gradient)
+    if dense and goes_along_maps(layout):
+        maps_gradient_block(BLOCKS, layout, *arrays)
     # A few filters leave most of a tile's vectors empty.
-    if is_dense(output_gradient) and 2 * layout.filters >= layout.half:
+    elif dense and 2 * layout.filters >= layout.half:
         dense_filters_gradient_block(BLOCKS, layout, *arrays)
     else:
         filters_gradient_block(BLOCKS, layout, *arrays)
@@ -612,6 +699,7 @@ def make_conv2d(op, node, **kwargs):
     """Compile `Conv2d`."""
     correlate_block.load(node.outputs[0].dtype)
     correlate_maps_block.load(node.outputs[0].dtype)
+    pointwise_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
@@ -626,6 +714,7 @@ def make_conv2d_grad_filters(op, node, **kwargs):
     """Compile `Conv2dGradFilters`."""
     filters_gradient_block.load(node.outputs[0].dtype)
     dense_filters_gradient_block.load(node.outputs[0].dtype)
+    maps_gradient_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
@@ -641,6 +730,7 @@ def make_conv2d_grad_input(op, node, **kwargs):
     input_gradient_block.load(node.outputs[0].dtype)
     correlate_block.load(node.outputs[0].dtype)
     correlate_maps_block.load(node.outputs[0].dtype)
+    pointwise_block.load(node.outputs[0].dtype)
     layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit

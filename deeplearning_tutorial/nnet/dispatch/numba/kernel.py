@@ -52,14 +52,14 @@ def _keep_freed_memory():
     """Let glibc's malloc keep what is freed, unless the user's environment says how it should work.
 
     A training step frees its arrays and the next one allocates as many. Given back to the system in between,
-    they cost a page fault for every 4 KiB: a tenth of LeNet's step.
+    they cost a page fault for every 4 KiB: a tenth of LeNet's step, most of a pooling's time on large maps.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)  # the most that glibc takes
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)  # else all above 32 MiB is mapped by itself, and given back at once
         mallopt(m_trim_threshold, 1 << 30)
 
 

@@ -1,8 +1,7 @@
 """Numba kernels of pooling and its gradients, for every mode, stride and padding.
 
 The leading axes are one: ``(maps, rows, cols)``. Each kernel says only what it does with one row of windows.
-It works on all columns side by side, as if a window started at each of them, in vectors; where the stride
-leaves only some of the windows, that is still faster than one window after the other.
+It works on many windows side by side, in vectors.
 """
 
 from functools import cache
@@ -14,6 +13,7 @@ from numba import types
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     keep,
+    kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
@@ -21,11 +21,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     unowned,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
-    copy_elements,
+    add_where_equal,
+    pool_maximum,
+    pool_sum,
+    spread_apart,
     vector_add,
-    vector_add_where_equal,
+    vector_copy,
     vector_divide,
-    vector_maximum,
 )
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
@@ -36,7 +38,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 10
+CACHE_VERSION = 11
 
 BLOCKS = 64
 
@@ -108,28 +110,30 @@ def window_starts(layout):
 
 @kernel_njit
 def fill_divisors(layout, rows, divisors):
-    """Note what the sum of a window of ``rows`` rows is divided by, for each column where it could start."""
-    for start in range(len(divisors)):
-        left = start - layout.pad_cols
+    """Note what the sum of each window of ``rows`` rows is divided by."""
+    for col in range(layout.out_cols):
+        left = col * layout.stride_cols - layout.pad_cols
         inside = min(left + layout.window_cols, layout.cols) - max(left, 0)
-        divisors[start] = layout.divisor if layout.divisor else inside * rows
+        divisors[col] = layout.divisor if layout.divisor else inside * rows
 
 
 @cache
-def over_rows_of_windows(visit, n_arrays, accumulates):
+def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates):
     """Make a kernel that visits each row of windows.
 
-    It calls ``visit(layout, i, row, top, bottom, line, result, divisors, *arrays)``, where the windows of row
-    ``row`` of map ``i`` span ``[top, bottom)``, without padding. ``line`` and ``result`` are scratch, long
-    enough for a row of the padded input. A kernel that ``accumulates`` finds zeros in the last array.
+    It calls ``visit(layout, i, row, top, bottom, lines, divisors, arrays)``, where the windows of row ``row``
+    of map ``i`` span ``[top, bottom)``, without padding. ``lines`` is scratch, in which ``elsewhere`` stands
+    until a visit writes there: a line for each row of a window and 3 more, as long as a row of the padded
+    input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
     """
 
     @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), CACHE_VERSION, visit.__name__)
     def rows_block(block, blocks, layout, *arrays):
         starts, dtype = window_starts(layout), arrays[0].dtype
-        length = max(starts + layout.window_cols - 1, layout.cols)
-        scratch = np.empty(length, dtype), np.empty(length, dtype), np.empty(starts, dtype)
-        line, result, divisors = unowned(scratch)
+        length = max(starts, layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
+        scratch = np.empty((layout.window_rows + 3, length), dtype), np.empty(layout.out_cols, dtype)
+        lines, divisors = unowned(scratch)
+        fill(lines.reshape(lines.size), elsewhere)
         fill_divisors(layout, layout.window_rows, divisors)
         begin, end = block_of(block, blocks, layout.maps)
         for i in range(begin, end):
@@ -139,7 +143,7 @@ def over_rows_of_windows(visit, n_arrays, accumulates):
             for row in range(layout.out_rows if starts else 0):
                 top = row * layout.stride_rows - layout.pad_rows
                 bottom = min(top + layout.window_rows, layout.rows)
-                visit(layout, i, row, max(top, 0), bottom, line, result, divisors, *arrays)
+                visit(layout, i, row, max(top, 0), bottom, lines, divisors, arrays)
         keep(scratch)
 
     return rows_block
@@ -152,117 +156,127 @@ def fill(values, value):
         values[i] = value
 
 
-def folding(combine, nothing):
-    """Make ``fold(layout, maps, i, top, bottom, line, result)``, which combines the elements of each window.
+def pooling(combine):
+    """Make ``pool(layout, x, i, top, bottom, lines, out, at)``, which pools a row of windows."""
 
-    It takes all windows that could start in this row; ``nothing`` combined with an element is the element.
-    """
+    @kernel_inline
+    def pool(layout, x, i, top, bottom, lines, out, at):
+        cols, rows, starts = layout.cols, bottom - top, window_starts(layout)
+        source, first, step = x.reshape(x.size), (i * layout.rows + top) * cols, cols
+        if layout.pad_cols or starts + layout.window_cols - 1 > cols:
+            source, first, step = lines.reshape(lines.size), 0, lines.shape[1]
+            for r in range(rows):
+                vector_copy(lines, r * step + layout.pad_cols, x, (i * layout.rows + top + r) * cols, cols)
+        if layout.stride_cols <= 2:
+            stride, n_windows = layout.stride_cols, layout.out_cols
+            combine(out, at, source, first, step, rows, layout.window_cols, stride, n_windows)
+        else:
+            # As if a window started at each column: in vectors that is faster than the few that do.
+            last = len(lines) - 1
+            combine(lines, last * lines.shape[1], source, first, step, rows, layout.window_cols, 1, starts)
+            pick(layout, lines[last], out, at)
 
-    @kernel_njit
-    def fold(layout, maps, i, top, bottom, line, result):
-        starts = window_starts(layout)
-        fill(line, nothing)
-        cols = min(layout.cols, starts + layout.window_cols - 1 - layout.pad_cols)
-        for r in range(top, bottom):
-            combine(line, layout.pad_cols, maps, (i * layout.rows + r) * layout.cols, cols)
-        copy_elements(result, 0, line, 0, starts)
-        for offset in range(1, layout.window_cols):
-            combine(result, 0, line, offset, starts)
-
-    return fold
+    return pool
 
 
-fold_maximum, fold_sum = folding(vector_maximum, -np.inf), folding(vector_add, 0)
+maximum_of_windows, sum_of_windows = pooling(pool_maximum), pooling(pool_sum)
 
 
 @kernel_njit
-def pick(layout, result, row):
-    """Take the windows that the stride leaves."""
+def pick(layout, line, out, at):
+    """Take what stands where the windows start."""
+    flat = out.reshape(out.size)
     for col in range(layout.out_cols):
-        row[col] = result[col * layout.stride_cols]
+        flat[at + col] = line[col * layout.stride_cols]
+
+
+@kernel_inline
+def place(layout, line, row, row_at):
+    """Put each window's value where the window starts, after room for a window."""
+    first = layout.window_cols - 1
+    if layout.stride_cols == 1:
+        vector_copy(line, first, row, row_at, layout.out_cols)
+    elif layout.stride_cols == 2:
+        spread_apart(line, first, row, row_at, layout.out_cols)
+    else:
+        flat = row.reshape(row.size)
+        for col in range(layout.out_cols):
+            line[first + col * layout.stride_cols] = flat[row_at + col]
 
 
 @kernel_njit
-def place(layout, row, line, elsewhere):
-    """Put each window's value where the window starts."""
-    fill(line, elsewhere)
-    for col in range(layout.out_cols):
-        line[col * layout.stride_cols] = row[col]
-
-
-@kernel_njit
-def columns_under(layout, offset):
-    """Columns of the input that can be element ``offset`` of a window's row, from and up to."""
-    first = max(0, offset - layout.pad_cols)
-    return first, max(first, min(layout.cols, window_starts(layout) + offset - layout.pad_cols))
-
-
-@kernel_njit
-def divide(layout, top, bottom, values, divisors):
-    """Divide what belongs to windows of ``[top, bottom)``; ``divisors`` are those of whole windows."""
+def divide(layout, top, bottom, sums, at, divisors):
+    """Divide the sums of the windows of ``[top, bottom)``; ``divisors`` are those of whole windows."""
+    if layout.divisor == 1:
+        return
     at_border = bottom - top < layout.window_rows
     if at_border:
         fill_divisors(layout, bottom - top, divisors)
-    vector_divide(values, 0, divisors, 0, len(divisors))
+    vector_divide(sums, at, divisors, 0, layout.out_cols)
     if at_border:
         fill_divisors(layout, layout.window_rows, divisors)
 
 
-@kernel_njit
-def maximum(layout, i, row, top, bottom, line, result, divisors, x, out):
+@kernel_inline
+def maximum(layout, i, row, top, bottom, lines, divisors, arrays):
     """`Pool` in mode 'max'."""
-    fold_maximum(layout, x, i, top, bottom, line, result)
-    pick(layout, result, out[i, row])
+    x, out = arrays
+    maximum_of_windows(layout, x, i, top, bottom, lines, out, (i * layout.out_rows + row) * layout.out_cols)
 
 
-@kernel_njit
-def average(layout, i, row, top, bottom, line, result, divisors, x, out):
+@kernel_inline
+def average(layout, i, row, top, bottom, lines, divisors, arrays):
     """`Pool` in the other modes."""
-    fold_sum(layout, x, i, top, bottom, line, result)
-    divide(layout, top, bottom, result, divisors)
-    pick(layout, result, out[i, row])
+    x, out = arrays
+    at = (i * layout.out_rows + row) * layout.out_cols
+    sum_of_windows(layout, x, i, top, bottom, lines, out, at)
+    divide(layout, top, bottom, out, at, divisors)
 
 
-@kernel_njit
-def spread_average(layout, i, row, top, bottom, line, result, divisors, output_gradient, gradient):
+@kernel_inline
+def spread_average(layout, i, row, top, bottom, lines, divisors, arrays):
     """`AveragePoolGrad`."""
-    place(layout, output_gradient[i, row], line, 0)
-    divide(layout, top, bottom, line, divisors)
-    fill(result, 0)
-    for offset in range(layout.window_cols):
-        first, end = columns_under(layout, offset)
-        vector_add(result, first, line, first + layout.pad_cols - offset, end - first)
+    output_gradient, gradient = arrays
+    length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
+    vector_copy(lines, 0, output_gradient, at, layout.out_cols)
+    divide(layout, top, bottom, lines, 0, divisors)
+    place(layout, lines[1], lines, 0)
+    pool_sum(lines, 2 * length, lines, length + layout.pad_cols, 0, 1, layout.window_cols, 1, layout.cols)
     for r in range(top, bottom):
-        vector_add(gradient, (i * layout.rows + r) * layout.cols, result, 0, layout.cols)
+        vector_add(gradient, (i * layout.rows + r) * layout.cols, lines, 2 * length, layout.cols)
 
 
-@kernel_njit
-def give_to_maxima(
-    layout, i, row, top, bottom, line, result, divisors, x, maxima, output_gradient, gradient
-):  # fmt: skip
+@kernel_inline
+def give_to_maxima(layout, i, row, top, bottom, lines, divisors, arrays):
     """`MaxPoolGrad`."""
-    place(layout, maxima[i, row], line, np.nan)
-    place(layout, output_gradient[i, row], result, 0)
+    x, maxima, output_gradient, gradient = arrays
+    length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
+    place(layout, lines[0], maxima, at)
+    place(layout, lines[1], output_gradient, at)
     for r in range(top, bottom):
-        for offset in range(layout.window_cols):
-            first, end = columns_under(layout, offset)
-            start, pixel = first + layout.pad_cols - offset, (i * layout.rows + r) * layout.cols + first
-            vector_add_where_equal(gradient, pixel, result, start, x, pixel, line, start, end - first)
+        at = (i * layout.rows + r) * layout.cols
+        add_where_equal(
+            gradient, at, x, at, lines, layout.pad_cols, lines, length + layout.pad_cols,
+            layout.window_cols, layout.cols,
+        )  # fmt: skip
 
 
-@kernel_njit
-def take_from_maxima(
-    layout, i, row, top, bottom, line, result, divisors, x, maxima, cotangent, out
-):  # fmt: skip
+@kernel_inline
+def take_from_maxima(layout, i, row, top, bottom, lines, divisors, arrays):
     """`MaxPoolGradGrad`."""
-    place(layout, maxima[i, row], line, np.nan)
-    fill(result, 0)
+    x, maxima, cotangent, out = arrays
+    length, starts = lines.shape[1], window_starts(layout)
+    place(layout, lines[0], maxima, (i * layout.out_rows + row) * layout.out_cols)
+    fill(lines[3], 0)
     for r in range(top, bottom):
-        for offset in range(layout.window_cols):
-            first, end = columns_under(layout, offset)
-            start, pixel = first + layout.pad_cols - offset, (i * layout.rows + r) * layout.cols + first
-            vector_add_where_equal(result, start, cotangent, pixel, x, pixel, line, start, end - first)
-    pick(layout, result, out[i, row])
+        at = (i * layout.rows + r) * layout.cols
+        vector_copy(lines, length + layout.pad_cols, x, at, layout.cols)
+        vector_copy(lines, 2 * length + layout.pad_cols, cotangent, at, layout.cols)
+        add_where_equal(
+            lines, 3 * length, lines, layout.window_cols - 1, lines, length, lines, 2 * length,
+            layout.window_cols, starts,
+        )  # fmt: skip
+    pick(layout, lines[3], out, (i * layout.out_rows + row) * layout.out_cols)
 
 
 @kernel_njit
@@ -312,7 +326,7 @@ def layout_function(op):
 def make_pool(op, node, **kwargs):
     """Compile `Pool`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(maximum if op.mode == "max" else average, 2, False)
+    run_blocks = over_rows_of_windows(*((maximum, -np.inf) if op.mode == "max" else (average, 0)), 2, False)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -329,7 +343,7 @@ def make_pool(op, node, **kwargs):
 def make_average_pool_grad(op, node, **kwargs):
     """Compile `AveragePoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(spread_average, 2, True)
+    run_blocks = over_rows_of_windows(spread_average, 0, 2, True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -347,7 +361,7 @@ def make_average_pool_grad(op, node, **kwargs):
 def make_max_pool_grad(op, node, **kwargs):
     """Compile `MaxPoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(give_to_maxima, 4, True)
+    run_blocks = over_rows_of_windows(give_to_maxima, 0, 4, True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -367,7 +381,7 @@ def make_max_pool_grad(op, node, **kwargs):
 def make_max_pool_grad_grad(op, node, **kwargs):
     """Compile `MaxPoolGradGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(take_from_maxima, 4, False)
+    run_blocks = over_rows_of_windows(take_from_maxima, 0, 4, False)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit

@@ -6,7 +6,7 @@ Lengths are counted in half vectors, so that a rest costs at most half a vector 
 """
 
 import math
-from functools import cache, partial, reduce
+from functools import cache, reduce
 
 import llvmlite.binding
 from llvmlite import ir
@@ -60,6 +60,9 @@ INNER_COLUMNS = 12 if _MANY_REGISTERS else 6
 
 # So far ahead `inner_tile` asks for rows, which it reads once: a minibatch comes from main memory.
 _PREFETCH_BYTES = 24 << 10
+
+SHIFTS = 4
+"""Shifted arrays that `add_inner_rows` takes at most."""
 
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""
@@ -157,24 +160,48 @@ class _Emitter:
         store = cgutils.get_or_insert_function(self.builder.module, signature, name)
         self.builder.call(store, [value, typed, ir.IntType(32)(self.itemsize), mask])
 
-    def for_each_vector(self, count, target, sources, function):
-        """Compute ``target[i] = function(*(source[i] for source in sources))`` for ``count`` elements."""
+    def for_each_vector(self, count, target, compute):
+        """Set ``count`` elements of ``target``, a vector at a time, to ``compute(load)``.
+
+        There ``load(pointer, stride=1)`` gives the elements that lie as far from ``pointer`` as those from
+        ``target``, or, for a stride of 2, twice as far.
+        """
         builder = self.builder
         [(vector, _)] = self.vectors(2)
-        whole = builder.udiv(count, _INDEX(vector.count))
+        n_lanes = vector.count
+        whole = builder.udiv(count, _INDEX(n_lanes))
+        done = builder.mul(whole, _INDEX(n_lanes))
+        rest = builder.sub(count, done)
+
+        def compute_from(at, read):
+            def load(pointer, stride=1):
+                pointer = self.step(pointer, builder.mul(at, _INDEX(stride)))
+                if stride == 1:
+                    return read(pointer, stride, 0)
+                # The last element read is the last one taken: nothing past the array.
+                even, odd = read(pointer, stride, 0), read(pointer, stride, n_lanes - 1)
+                return self.shuffle(even, odd, [*range(0, n_lanes, 2), *range(n_lanes + 1, 2 * n_lanes, 2)])
+
+            return compute(load)
+
+        def read_whole(pointer, stride, skipped):
+            return self.load(self.step(pointer, _INDEX(skipped)), vector)
+
+        def read_rest(pointer, stride, skipped):
+            span = builder.sub(builder.mul(rest, _INDEX(stride)), _INDEX(stride - 1 + skipped))
+            return self.load_first(self.step(pointer, _INDEX(skipped)), vector, span)
 
         def one_vector(i, _sums):
-            at = builder.mul(i, _INDEX(vector.count))
-            values = [self.load(self.step(source, at), vector) for source in sources]
-            self.store(function(*values), self.step(target, at))
+            at = builder.mul(i, _INDEX(n_lanes))
+            self.store(compute_from(at, read_whole), self.step(target, at))
             return []
 
         self.accumulate(whole, [], one_vector)
-        done = builder.mul(whole, _INDEX(vector.count))
-        rest = builder.sub(count, done)
         with builder.if_then(builder.icmp_signed("!=", rest, _INDEX(0))):
-            values = [self.load_first(self.step(source, done), vector, rest) for source in sources]
-            self.store_first(function(*values), self.step(target, done), rest)
+            self.store_first(compute_from(done, read_rest), self.step(target, done), rest)
+
+    def sum(self, a, b):
+        return self.builder.fadd(a, b)
 
     def larger(self, a, b):
         """Return the larger one, or a NaN where one is, as NumPy."""
@@ -438,6 +465,68 @@ def inner_tile(typingctx, out, out_at, out_step, a, a_at, a_step, b, b_at, b_ste
     return signature, codegen
 
 
+@intrinsic
+def add_inner_rows(
+    typingctx, out, out_at, a, a_at, a_step, b, b_at, b_step, offsets, first, rows, length, columns
+):
+    """Add the inner products of some rows with those of as many shifted arrays.
+
+    For c in 0..columns - 1, all flat offsets counted in elements::
+
+        out[out_at + c] += sum over r < rows and t < length of
+            a[a_at + r * a_step + t] * b[b_at + r * b_step + offsets[first + c] + t]
+
+    ``columns`` lies in 1..SHIFTS.
+    """
+    signature = types.void(
+        out, types.intp, a, types.intp, types.intp, b, types.intp, types.intp, offsets, *[types.intp] * 4
+    )
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, a_, a_at, a_step, b_, b_at, b_step, offsets_, first, rows, length, columns = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        step = emitter.step
+        [(vector, _)] = emitter.vectors(2)
+        whole = builder.udiv(length, _INDEX(vector.count))
+        done = builder.mul(whole, _INDEX(vector.count))
+        rest = builder.sub(length, done)
+        target = emitter.pointer(out, out_, out_at)
+        left, right = emitter.pointer(a, a_, a_at), emitter.pointer(b, b_, b_at)
+        offset = emitter.pointer(offsets, offsets_, first)
+
+        def emit(n):
+            shifts = [emitter.index(step(offset, _INDEX(c))) for c in range(n)]
+
+            def add_row(r, sums):
+                line = step(left, builder.mul(r, a_step))
+                row = step(right, builder.mul(r, b_step))
+                shifted = [step(row, shift) for shift in shifts]
+
+                def add_products(sums, at, load):
+                    value = load(step(line, at))
+                    return [
+                        emitter.multiply_add(value, load(step(place, at)), total)
+                        for place, total in zip(shifted, sums, strict=True)
+                    ]
+
+                def add_vectors(i, sums):
+                    at = builder.mul(i, _INDEX(vector.count))
+                    return add_products(sums, at, lambda place: emitter.load(place, vector))
+
+                sums = emitter.accumulate(whole, sums, add_vectors)
+                return add_products(sums, done, lambda place: emitter.load_first(place, vector, rest))
+
+            sums = emitter.accumulate(rows, [ir.Constant(vector, None)] * n, add_row)
+            for c, total in enumerate(map(emitter.total, sums)):
+                place = step(target, _INDEX(c))
+                builder.store(builder.fadd(builder.load(place), total), place)
+
+        emitter.choose(columns, {n: (n,) for n in range(1, SHIFTS + 1)}, emit)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def gather_rows(halves):
     """Rows of ``halves`` half vectors that `gather_add` takes at most at once."""
     vectors = halves if REGISTER_BYTES > _SHORT_BYTES else (halves + 1) // 2
@@ -621,7 +710,7 @@ def _elementwise(function, folds=False):
             emitter = _Emitter(context, builder, out.dtype)
             target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
             sources = [target, source] if folds else [source]
-            emitter.for_each_vector(count, target, sources, partial(function, emitter))
+            emitter.for_each_vector(count, target, lambda load: function(emitter, *map(load, sources)))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -631,31 +720,149 @@ def _elementwise(function, folds=False):
 
 # Numba's own loops take several vectors at once, and what is left, a whole row of a small map, element by
 # element.
+vector_copy = _elementwise(lambda emitter, x: x)
 vector_tanh = _elementwise(_Emitter.tanh)
 vector_exp_of_negative = _elementwise(_Emitter.exp_of_negative)
-vector_maximum = _elementwise(_Emitter.larger, folds=True)
-vector_add = _elementwise(lambda emitter, a, b: emitter.builder.fadd(a, b), folds=True)
+vector_add = _elementwise(_Emitter.sum, folds=True)
 vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
 
 
+def _pooling(function, nothing):
+    """Make an intrinsic that combines windows by ``function(emitter, a, b)``; ``nothing`` changes nothing."""
+
+    @intrinsic
+    def pool(typingctx, out, out_at, x, x_at, row_step, rows, cols, stride, count):
+        """Combine the elements of ``count`` neighbouring windows of ``rows`` rows and ``cols`` columns.
+
+        ``out[out_at + i]`` combines ``x[x_at + i * stride + r * row_step + c]`` for r in 0..rows - 1 and c in
+        0..cols - 1. ``stride`` is 1 or 2.
+        """
+        signature = types.void(out, types.intp, x, *[types.intp] * 6)
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, row_step, rows, cols, window_stride, count = arguments
+            emitter = _Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            [(vector, _)] = emitter.vectors(2)
+
+            def emit(stride):
+                def compute(load):
+                    def combine_row(r, totals):
+                        row = emitter.step(source, builder.mul(r, row_step))
+
+                        def combine(c, totals):
+                            return [function(emitter, totals[0], load(emitter.step(row, c), stride))]
+
+                        return emitter.accumulate(cols, totals, combine)
+
+                    return emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)[0]
+
+                emitter.for_each_vector(count, target, compute)
+
+            emitter.choose(window_stride, {1: (1,), 2: (2,)}, emit)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return pool
+
+
+pool_maximum, pool_sum = _pooling(_Emitter.larger, -math.inf), _pooling(_Emitter.sum, 0.0)
+
+
 @intrinsic
-def vector_add_where_equal(typingctx, out, out_at, x, x_at, a, a_at, b, b_at, count):
-    """Add ``x`` to ``out`` where ``a`` and ``b`` are equal, ``count`` elements of each from its offset on."""
-    signature = types.void(out, types.intp, x, types.intp, a, types.intp, b, types.intp, types.intp)
+def spread_apart(typingctx, out, out_at, x, x_at, count):
+    """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]`` and the element after it to zero, i in 0..count - 1."""
+    signature = types.void(out, types.intp, x, types.intp, types.intp)
 
     def codegen(context, builder, signature, arguments):
-        *arrays, count = arguments
+        out_, out_at, x_, x_at, count = arguments
         emitter = _Emitter(context, builder, out.dtype)
-        places = [
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+
+        [(half, _)] = emitter.vectors(1)
+        lanes = _INDEX(half.count)
+
+        def spread(value):
+            zeros = ir.Constant(half, None)
+            pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
+            return emitter.shuffle(value, zeros, sum(pairs, ()))
+
+        def one_half(i, _sums):
+            at = builder.mul(i, lanes)
+            value = emitter.load(emitter.step(source, at), half)
+            emitter.store(spread(value), emitter.step(target, builder.mul(at, _INDEX(2))))
+            return []
+
+        whole = builder.udiv(count, lanes)
+        emitter.accumulate(whole, [], one_half)
+        done = builder.mul(whole, lanes)
+        rest = builder.sub(count, done)
+        value = emitter.load_first(emitter.step(source, done), half, rest)
+        place = emitter.step(target, builder.mul(done, _INDEX(2)))
+        emitter.store_first(spread(value), place, builder.mul(rest, _INDEX(2)))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def weighted_sum(typingctx, out, out_at, x, x_at, offsets, factors, count):
+    """Set ``out[out_at + i]``, i in 0..count - 1, to the sum of ``factors[t] * x[x_at + offsets[t] + i]``."""
+    signature = types.void(out, types.intp, x, types.intp, offsets, factors, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, offsets_, factors_, count = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        offset = emitter.pointer(offsets, offsets_, _INDEX(0))
+        factor = emitter.pointer(factors, factors_, _INDEX(0))
+        [(vector, _)] = emitter.vectors(2)
+
+        def compute(load):
+            def add(t, totals):
+                shifted = load(emitter.step(source, emitter.index(emitter.step(offset, t))))
+                weight = emitter.spread(builder.load(emitter.step(factor, t)), vector)
+                return [emitter.multiply_add(weight, shifted, totals[0])]
+
+            n_terms = emitter.length(offsets, offsets_)
+            return emitter.accumulate(n_terms, [ir.Constant(vector, None)], add)[0]
+
+        emitter.for_each_vector(count, target, compute)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def add_where_equal(typingctx, out, out_at, a, a_at, b, b_at, c, c_at, times, count):
+    """Add elements of ``c`` where those of ``b`` equal that of ``a``.
+
+    To ``out[out_at + i]``, i in 0..count - 1, is added ``c[c_at + r + i]`` for each r in 0..times - 1 with
+    ``a[a_at + i] == b[b_at + r + i]``.
+    """
+    signature = types.void(out, types.intp, a, types.intp, b, types.intp, c, *[types.intp] * 3)
+
+    def codegen(context, builder, signature, arguments):
+        *arrays, times, count = arguments
+        emitter = _Emitter(context, builder, out.dtype)
+        target, fixed, other, values = (
             emitter.pointer(kind, array, at)
-            for kind, array, at in zip((out, x, a, b), arrays[::2], arrays[1::2], strict=True)
-        ]
+            for kind, array, at in zip((out, a, b, c), arrays[::2], arrays[1::2], strict=True)
+        )
 
-        def add(total, value, left, right):
-            equal = builder.fcmp_ordered("==", left, right)
-            return builder.fadd(total, builder.select(equal, value, ir.Constant(value.type, None)))
+        def compute(load):
+            wanted = load(fixed)
 
-        emitter.for_each_vector(count, places[0], places, add)
+            def add(r, totals):
+                equal = builder.fcmp_ordered("==", wanted, load(emitter.step(other, r)))
+                value = load(emitter.step(values, r))
+                none = ir.Constant(value.type, None)
+                return [builder.fadd(totals[0], builder.select(equal, value, none))]
+
+            return emitter.accumulate(times, [load(target)], add)[0]
+
+        emitter.for_each_vector(count, target, compute)
         return context.get_dummy_value()
 
     return signature, codegen
