@@ -24,6 +24,7 @@ from deeplearning_tutorial.nnet.conv import (
     dilated_length,
 )
 from deeplearning_tutorial.nnet.dispatch.numba import simd
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     keep,
@@ -35,18 +36,15 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
-    REGISTER_BYTES,
     SHIFTS,
     TILE_COLUMNS,
     TILE_HALVES,
     add_inner_rows,
     convolve_tile,
     gather_add,
-    vector_add,
-    vector_copy,
-    weighted_sum,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, weighted_sum
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
 CACHE_VERSION = 16

@@ -44,15 +44,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
     unowned,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, trailing_zeros
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
     MASK_LANES,
-    TILE_COLUMNS,
     copy_elements,
     max_window,
-    trailing_zeros,
     vector_tanh,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
 CACHE_VERSION = 27

@@ -8,19 +8,18 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba import simd
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     INNER_COLUMNS,
     INNER_ROWS,
-    REGISTER_BYTES,
     TILE_COLUMNS,
     TILE_HALVES,
     convolve_tile,
-    copy_elements,
-    descend,
     inner_tile,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, descend
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.

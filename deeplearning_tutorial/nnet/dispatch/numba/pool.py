@@ -20,7 +20,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     reported,
     unowned,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
     add_where_equal,
     pool_maximum,
     pool_sum,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
-from deeplearning_tutorial.nnet.dispatch.numba.simd import vector_tanh
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_tanh
 from deeplearning_tutorial.nnet.tanh import VectorTanh
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.

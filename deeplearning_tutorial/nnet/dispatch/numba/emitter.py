@@ -1,0 +1,301 @@
+"""The target's vector registers, and how LLVM code for them is emitted."""
+
+import math
+
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import cgutils, config
+
+INDEX = ir.IntType(64)
+"""The type of array offsets."""
+
+
+def _target_features():
+    """Names of the instruction sets that Numba compiles for."""
+    if config.CPU_FEATURES is not None:
+        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    if config.CPU_NAME is not None:
+        return set()
+    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
+
+
+def _register_bytes(features):
+    if "avx512f" in features:
+        return 64
+    return 32 if "avx" in features else 16
+
+
+_FEATURES = _target_features()
+REGISTER_BYTES = _register_bytes(_FEATURES)
+# x86 before AVX-512 has 16 vector registers, AVX-512 and NEON have 32.
+MANY_REGISTERS = bool(_FEATURES & {"avx512f", "neon"})
+
+# What begins anywhere is loaded in short vectors: nearly all of 64 bytes would cross a line of the cache.
+SHORT_BYTES = 32
+
+
+class Emitter:
+    """Emits LLVM instructions for one data type at one place of a function."""
+
+    def __init__(self, context, builder, dtype):
+        self.context = context
+        self.builder = builder
+        self.scalar = context.get_value_type(dtype)
+        self.itemsize = dtype.bitwidth // 8
+        self.half = REGISTER_BYTES // self.itemsize // 2
+
+    def pointer(self, array_type, array, offset):
+        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        return self.step(data, offset)
+
+    def index(self, pointer):
+        """Load an int32, to index with."""
+        return self.builder.sext(self.builder.load(pointer), INDEX)
+
+    def length(self, array_type, array):
+        shape = self.context.make_array(array_type)(self.context, self.builder, array).shape
+        return self.builder.extract_value(shape, 0)
+
+    def step(self, pointer, elements):
+        return self.builder.gep(pointer, [elements])
+
+    def vectors(self, halves):
+        """Vector types that together hold ``halves`` half vectors, with their first elements."""
+        full, rest = divmod(halves, 2)
+        lanes = [2 * self.half] * full + [self.half] * rest
+        return [(ir.VectorType(self.scalar, n), INDEX(sum(lanes[:i]))) for i, n in enumerate(lanes)]
+
+    def short_vectors(self, halves):
+        """Return the same, none longer than `SHORT_BYTES`."""
+        if REGISTER_BYTES <= SHORT_BYTES:
+            return self.vectors(halves)
+        return [(ir.VectorType(self.scalar, self.half), INDEX(i * self.half)) for i in range(halves)]
+
+    def load(self, pointer, vector):
+        typed = self.builder.bitcast(pointer, vector.as_pointer())
+        return self.builder.load(typed, align=self.itemsize)
+
+    def store(self, value, pointer):
+        typed = self.builder.bitcast(pointer, value.type.as_pointer())
+        self.builder.store(value, typed, align=self.itemsize)
+
+    def spread(self, scalar, vector):
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def prefetch(self, pointer):
+        """Ask for a line of the cache that will be read; whether it is there does not matter."""
+        typed = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        integer = ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [typed.type, integer, integer, integer])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
+        self.builder.call(prefetch, [typed, integer(0), integer(3), integer(1)])
+
+    def first_lanes(self, vector, count):
+        """Return a mask of the first ``count`` elements."""
+        lanes = ir.Constant(ir.VectorType(INDEX, vector.count), list(range(vector.count)))
+        return self.builder.icmp_signed("<", lanes, self.spread(count, lanes.type))
+
+    def load_first(self, pointer, vector, count):
+        """Load the first ``count`` elements of a vector, with zeros for the others."""
+        mask = self.first_lanes(vector, count)
+        typed = self.builder.bitcast(pointer, vector.as_pointer())
+        name = f"llvm.masked.load.v{vector.count}f{8 * self.itemsize}.p0"
+        signature = ir.FunctionType(vector, [typed.type, ir.IntType(32), mask.type, vector])
+        load = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        zeros = ir.Constant(vector, None)
+        return self.builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, zeros])
+
+    def store_first(self, value, pointer, count):
+        """Store the first ``count`` elements of a vector."""
+        vector = value.type
+        mask = self.first_lanes(vector, count)
+        typed = self.builder.bitcast(pointer, vector.as_pointer())
+        name = f"llvm.masked.store.v{vector.count}f{8 * self.itemsize}.p0"
+        signature = ir.FunctionType(ir.VoidType(), [vector, typed.type, ir.IntType(32), mask.type])
+        store = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        self.builder.call(store, [value, typed, ir.IntType(32)(self.itemsize), mask])
+
+    def for_each_vector(self, count, target, compute):
+        """Set ``count`` elements of ``target``, a vector at a time, to ``compute(load)``.
+
+        There ``load(pointer, stride=1)`` gives the elements that lie as far from ``pointer`` as those from
+        ``target``, or, for a stride of 2, twice as far.
+        """
+        builder = self.builder
+        [(vector, _)] = self.vectors(2)
+        n_lanes = vector.count
+        whole = builder.udiv(count, INDEX(n_lanes))
+        done = builder.mul(whole, INDEX(n_lanes))
+        rest = builder.sub(count, done)
+
+        def compute_from(at, read):
+            def load(pointer, stride=1):
+                pointer = self.step(pointer, builder.mul(at, INDEX(stride)))
+                if stride == 1:
+                    return read(pointer, stride, 0)
+                # The last element read is the last one taken: nothing past the array.
+                even, odd = read(pointer, stride, 0), read(pointer, stride, n_lanes - 1)
+                return self.shuffle(even, odd, [*range(0, n_lanes, 2), *range(n_lanes + 1, 2 * n_lanes, 2)])
+
+            return compute(load)
+
+        def read_whole(pointer, stride, skipped):
+            return self.load(self.step(pointer, INDEX(skipped)), vector)
+
+        def read_rest(pointer, stride, skipped):
+            span = builder.sub(builder.mul(rest, INDEX(stride)), INDEX(stride - 1 + skipped))
+            return self.load_first(self.step(pointer, INDEX(skipped)), vector, span)
+
+        def one_vector(i, _sums):
+            at = builder.mul(i, INDEX(n_lanes))
+            self.store(compute_from(at, read_whole), self.step(target, at))
+            return []
+
+        self.accumulate(whole, [], one_vector)
+        with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
+            self.store_first(compute_from(done, read_rest), self.step(target, done), rest)
+
+    def sum(self, a, b):
+        return self.builder.fadd(a, b)
+
+    def larger(self, a, b):
+        """Return the larger one, or a NaN where one is, as NumPy."""
+        wins = self.builder.fcmp_ordered(">", b, a)
+        nan = self.builder.fcmp_unordered("uno", b, b)
+        return self.builder.select(self.builder.or_(wins, nan), b, a)
+
+    def shuffle(self, a, b, lanes):
+        """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""
+        lanes = list(lanes)
+        taken = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, taken)
+
+    def split(self, vector):
+        """Return the two halves of a vector."""
+        half = vector.type.count // 2
+        return [self.shuffle(vector, vector, lanes) for lanes in (range(half), range(half, 2 * half))]
+
+    def join(self, a, b):
+        """Return the vector whose halves are ``a`` and ``b``."""
+        return self.shuffle(a, b, range(2 * a.type.count))
+
+    def halves_of(self, a, b):
+        """Return the first half of ``a`` and the last of ``b``, where they are."""
+        half = a.type.count // 2
+        return self.shuffle(a, b, [*range(half), *range(3 * half, 4 * half)])
+
+    def total(self, vector):
+        """Add the elements of a vector, the halves first."""
+        while vector.type.count > 1:
+            vector = self.builder.fadd(*self.split(vector))
+        return self.builder.extract_element(vector, ir.IntType(32)(0))
+
+    def multiply_add(self, a, b, c):
+        # ``contract`` lets targets with a fused multiply-add use it; the others need no library call.
+        product = self.builder.fmul(a, b, flags=("contract",))
+        return self.builder.fadd(product, c, flags=("contract",))
+
+    def constant(self, value, vector):
+        element = vector.element
+        return ir.Constant(vector, [element(value)] * vector.count)
+
+    def _exponential(self, y):
+        """Return p and q such that exp(y) = p + p * q, p is a power of two and q small.
+
+        exp(y) = 2**n * exp(y - n log 2), and the Taylor series of exp(r) - 1 for |r| <= log(2) / 2 keeps the
+        relative precision near zero. ``y`` must not go beyond the exponents of normal numbers.
+        """
+        builder, vector = self.builder, y.type
+        double = self.itemsize == 8
+        mantissa, bias, terms = (52, 1023, 13) if double else (23, 127, 8)
+        integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
+
+        def constant(value):
+            return self.constant(value, vector)
+
+        # Adding this constant rounds to an integer, which is then found in the lowest bits.
+        rounder = constant(1.5 * 2.0**mantissa)
+        shifted = builder.fadd(builder.fmul(y, constant(1 / math.log(2))), rounder)
+        n = builder.fsub(shifted, rounder)
+        exponent = builder.shl(builder.bitcast(shifted, integers), self.constant(mantissa, integers))
+        power = builder.add(exponent, self.constant(bias << mantissa, integers))
+        power = builder.bitcast(power, vector)
+        # log 2 in two parts, the first with so few digits that n times it is exact.
+        digits = 2.0**32 if double else 2.0**9
+        high = round(math.log(2) * digits) / digits
+        r = builder.fsub(y, builder.fmul(n, constant(high)))
+        r = builder.fsub(r, builder.fmul(n, constant(math.log(2) - high)))
+        series = constant(1 / math.factorial(terms))
+        for k in range(terms - 1, 0, -1):
+            series = self.multiply_add(series, r, constant(1 / math.factorial(k)))
+        return power, builder.fmul(series, r)
+
+    def exp_of_negative(self, y):
+        """Exponential of ``y <= 0`` to a few units in the last place; zero if no normal number is left."""
+        builder = self.builder
+        limit = self.constant(-708.0 if self.itemsize == 8 else -87.0, y.type)
+        # A NaN compares false and stays.
+        tiny = builder.fcmp_ordered("<", y, limit)
+        power, rest = self._exponential(builder.select(tiny, limit, y))
+        return builder.select(tiny, self.constant(0.0, y.type), self.multiply_add(power, rest, power))
+
+    def tanh(self, x):
+        """Hyperbolic tangent to a few units in the last place, over the whole range.
+
+        tanh(x) = e / (e + 2) with e = exp(2 |x|) - 1.
+        """
+        builder, vector = self.builder, x.type
+        integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
+        sign_bit = self.constant(-(1 << (8 * self.itemsize - 1)), integers)
+        sign = builder.and_(builder.bitcast(x, integers), sign_bit)
+        magnitude = builder.bitcast(builder.xor(builder.bitcast(x, integers), sign), vector)
+        y = builder.fadd(magnitude, magnitude)
+        # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
+        limit = self.constant(44.0 if self.itemsize == 8 else 20.0, vector)
+        y = builder.select(builder.fcmp_ordered(">", y, limit), limit, y)
+        power, rest = self._exponential(y)
+        e = self.multiply_add(power, rest, builder.fsub(power, self.constant(1.0, vector)))
+        result = builder.fdiv(e, builder.fadd(e, self.constant(2.0, vector)))
+        return builder.bitcast(builder.or_(builder.bitcast(result, integers), sign), vector)
+
+    def accumulate(self, count, sums, body):
+        """``for i in range(count): sums = body(i, sums)`` with the sums in registers; returns them."""
+        builder = self.builder
+        before = builder.block
+        loop = builder.append_basic_block("accumulate")
+        after = builder.append_basic_block("accumulated")
+        builder.cbranch(builder.icmp_signed(">", count, INDEX(0)), loop, after)
+
+        builder.position_at_end(loop)
+        i = builder.phi(INDEX)
+        inside = [builder.phi(value.type) for value in sums]
+        results = body(i, inside)
+        end = builder.block
+        following = builder.add(i, INDEX(1))
+        for phi, first, later in zip([i, *inside], [INDEX(0), *sums], [following, *results], strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, end)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+
+        builder.position_at_end(after)
+        final = [builder.phi(value.type) for value in sums]
+        for phi, first, later in zip(final, sums, results, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, end)
+        return final
+
+    def choose(self, value, cases, emit):
+        """Emit ``emit(*case)`` for each case; run the one whose key equals ``value``, or none."""
+        builder = self.builder
+        after = builder.append_basic_block("chosen")
+        choice = builder.switch(value, after)
+        for key, case in cases.items():
+            block = builder.append_basic_block(f"case{key}")
+            choice.add_case(INDEX(key), block)
+            builder.position_at_end(block)
+            emit(*case)
+            builder.branch(after)
+        builder.position_at_end(after)

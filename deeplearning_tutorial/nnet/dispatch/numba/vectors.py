@@ -1,0 +1,333 @@
+"""Loops over neighbouring elements, in vectors, of which the last one is masked.
+
+Numba's own loops take several vectors at once, and what is left, a whole row of a small map, element by
+element. Offsets are flat and counted in elements.
+"""
+
+import math
+from functools import cache, reduce
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
+
+BLOCK_SIDE = 4
+"""Rows and columns that `transpose_block` takes."""
+
+MASK_LANES = 8
+"""Filters that `max_window` takes at once: a byte of the mask."""
+
+
+@intrinsic
+def copy_elements(typingctx, out, out_at, x, x_at, count):
+    """Copy ``x[x_at : x_at + count]`` to ``out[out_at : out_at + count]``, both flat and of one data type.
+
+    Numba compiles much more into the assignment of a slice, and a loop checks each index for its sign.
+    """
+    signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        cgutils.raw_memcpy(builder, target, source, count, emitter.itemsize)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
+    """Transpose BLOCK_SIDE rows and columns.
+
+    For r and c in 0..BLOCK_SIDE - 1, all flat offsets counted in elements::
+
+        out[out_at + c * out_step + r] = x[x_at + r * x_step + c]
+
+    Numba's own loop becomes gathers or scatters, of which some processors do one element after another.
+    """
+    signature = types.void(out, types.intp, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, out_step, x_, x_at, x_step = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        vector = ir.VectorType(emitter.scalar, BLOCK_SIDE)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+
+        places = [emitter.step(source, builder.mul(x_step, INDEX(r))) for r in range(BLOCK_SIDE)]
+        a, b, c, d = (emitter.load(place, vector) for place in places)
+        columns = []
+        for pairs in ([0, 4, 1, 5], [2, 6, 3, 7]):
+            upper, lower = emitter.shuffle(a, b, pairs), emitter.shuffle(c, d, pairs)
+            columns += [emitter.shuffle(upper, lower, lanes) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
+        for i, column in enumerate(columns):
+            emitter.store(column, emitter.step(target, builder.mul(out_step, INDEX(i))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def descend(typingctx, out, out_at, weights, weights_at, gradient, gradient_at, rate, decay, halves):
+    """Take a step of gradient descent.
+
+    For i in 0..halves * half - 1, all flat offsets counted in elements::
+
+        w = weights[weights_at + i]
+        out[out_at + i] = w - rate * (gradient[gradient_at + i] + decay * w)
+    """
+    signature = types.void(
+        out, types.intp, weights, types.intp, gradient, types.intp, out.dtype, out.dtype, types.intp
+    )
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, weights_, weights_at, gradient_, gradient_at, rate, decay, halves = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        [(vector, _)] = emitter.vectors(1)
+        target = emitter.pointer(out, out_, out_at)
+        old = emitter.pointer(weights, weights_, weights_at)
+        slope = emitter.pointer(gradient, gradient_, gradient_at)
+        rates = emitter.spread(builder.fneg(rate), vector)
+        decays = emitter.spread(decay, vector)
+
+        def one_half(i, _sums):
+            at = builder.mul(i, INDEX(emitter.half))
+            weight = emitter.load(emitter.step(old, at), vector)
+            step = emitter.multiply_add(decays, weight, emitter.load(emitter.step(slope, at), vector))
+            emitter.store(emitter.multiply_add(rates, step, weight), emitter.step(target, at))
+            return []
+
+        emitter.accumulate(halves, [], one_half)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _elementwise(function, folds=False):
+    """Make an intrinsic of ``function(emitter, x)``, or where it ``folds``, ``function(emitter, out, x)``."""
+
+    @intrinsic
+    def vectors(typingctx, out, out_at, x, x_at, count):
+        """Compute ``out[out_at + i] = function([out[out_at + i],] x[x_at + i])`` for i in 0..count - 1."""
+        signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, count = arguments
+            emitter = Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            sources = [target, source] if folds else [source]
+            emitter.for_each_vector(count, target, lambda load: function(emitter, *map(load, sources)))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return vectors
+
+
+vector_copy = _elementwise(lambda emitter, x: x)
+vector_tanh = _elementwise(Emitter.tanh)
+vector_exp_of_negative = _elementwise(Emitter.exp_of_negative)
+vector_add = _elementwise(Emitter.sum, folds=True)
+vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
+
+
+def _pooling(function, nothing):
+    """Make an intrinsic that combines windows by ``function(emitter, a, b)``; ``nothing`` changes nothing."""
+
+    @intrinsic
+    def pool(typingctx, out, out_at, x, x_at, row_step, rows, cols, stride, count):
+        """Combine the elements of ``count`` neighbouring windows of ``rows`` rows and ``cols`` columns.
+
+        ``out[out_at + i]`` combines ``x[x_at + i * stride + r * row_step + c]`` for r in 0..rows - 1 and c in
+        0..cols - 1. ``stride`` is 1 or 2.
+        """
+        signature = types.void(out, types.intp, x, *[types.intp] * 6)
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, row_step, rows, cols, window_stride, count = arguments
+            emitter = Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            [(vector, _)] = emitter.vectors(2)
+
+            def emit(stride):
+                def compute(load):
+                    def combine_row(r, totals):
+                        row = emitter.step(source, builder.mul(r, row_step))
+
+                        def combine(c, totals):
+                            return [function(emitter, totals[0], load(emitter.step(row, c), stride))]
+
+                        return emitter.accumulate(cols, totals, combine)
+
+                    return emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)[0]
+
+                emitter.for_each_vector(count, target, compute)
+
+            emitter.choose(window_stride, {1: (1,), 2: (2,)}, emit)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return pool
+
+
+pool_maximum, pool_sum = _pooling(Emitter.larger, -math.inf), _pooling(Emitter.sum, 0.0)
+
+
+@intrinsic
+def spread_apart(typingctx, out, out_at, x, x_at, count):
+    """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]`` and the element after it to zero, i in 0..count - 1."""
+    signature = types.void(out, types.intp, x, types.intp, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+
+        [(half, _)] = emitter.vectors(1)
+        lanes = INDEX(half.count)
+
+        def spread(value):
+            zeros = ir.Constant(half, None)
+            pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
+            return emitter.shuffle(value, zeros, sum(pairs, ()))
+
+        def one_half(i, _sums):
+            at = builder.mul(i, lanes)
+            value = emitter.load(emitter.step(source, at), half)
+            emitter.store(spread(value), emitter.step(target, builder.mul(at, INDEX(2))))
+            return []
+
+        whole = builder.udiv(count, lanes)
+        emitter.accumulate(whole, [], one_half)
+        done = builder.mul(whole, lanes)
+        rest = builder.sub(count, done)
+        value = emitter.load_first(emitter.step(source, done), half, rest)
+        place = emitter.step(target, builder.mul(done, INDEX(2)))
+        emitter.store_first(spread(value), place, builder.mul(rest, INDEX(2)))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def weighted_sum(typingctx, out, out_at, x, x_at, offsets, factors, count):
+    """Set ``out[out_at + i]``, i in 0..count - 1, to the sum of ``factors[t] * x[x_at + offsets[t] + i]``."""
+    signature = types.void(out, types.intp, x, types.intp, offsets, factors, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, offsets_, factors_, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        offset = emitter.pointer(offsets, offsets_, INDEX(0))
+        factor = emitter.pointer(factors, factors_, INDEX(0))
+        [(vector, _)] = emitter.vectors(2)
+
+        def compute(load):
+            def add(t, totals):
+                shifted = load(emitter.step(source, emitter.index(emitter.step(offset, t))))
+                weight = emitter.spread(builder.load(emitter.step(factor, t)), vector)
+                return [emitter.multiply_add(weight, shifted, totals[0])]
+
+            n_terms = emitter.length(offsets, offsets_)
+            return emitter.accumulate(n_terms, [ir.Constant(vector, None)], add)[0]
+
+        emitter.for_each_vector(count, target, compute)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def add_where_equal(typingctx, out, out_at, a, a_at, b, b_at, c, c_at, times, count):
+    """Add elements of ``c`` where those of ``b`` equal that of ``a``.
+
+    To ``out[out_at + i]``, i in 0..count - 1, is added ``c[c_at + r + i]`` for each r in 0..times - 1 with
+    ``a[a_at + i] == b[b_at + r + i]``.
+    """
+    signature = types.void(out, types.intp, a, types.intp, b, types.intp, c, *[types.intp] * 3)
+
+    def codegen(context, builder, signature, arguments):
+        *arrays, times, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, fixed, other, values = (
+            emitter.pointer(kind, array, at)
+            for kind, array, at in zip((out, a, b, c), arrays[::2], arrays[1::2], strict=True)
+        )
+
+        def compute(load):
+            wanted = load(fixed)
+
+            def add(r, totals):
+                equal = builder.fcmp_ordered("==", wanted, load(emitter.step(other, r)))
+                value = load(emitter.step(values, r))
+                none = ir.Constant(value.type, None)
+                return [builder.fadd(totals[0], builder.select(equal, value, none))]
+
+            return emitter.accumulate(times, [load(target)], add)[0]
+
+        emitter.for_each_vector(count, target, compute)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@cache
+def max_window(window_rows, window_cols):
+    """Make the intrinsic that pools a window of ``window_rows * window_cols`` positions, for all filters."""
+    positions = [(row, col) for row in range(window_rows) for col in range(window_cols)]
+
+    @intrinsic
+    def pool(
+        typingctx, out, out_at, mask, mask_at, mask_step, lines, lines_at, row_step, col_step, bias, count
+    ):  # fmt: skip
+        """Take the maximum, add the bias, and set the mask's bits of the maximal positions.
+
+        For f in 0..count * MASK_LANES - 1, with position p at row r and column c of the window::
+
+            maximum = max over p of lines[lines_at + r * row_step + c * col_step + f]
+            out[out_at + f] = maximum + bias[f]
+            bit f of the words from mask[mask_at + p * mask_step] on = position p holds the maximum
+        """
+        signature = types.void(
+            out, types.intp, mask, types.intp, types.intp, lines, types.intp, types.intp, types.intp, bias,
+            types.intp,
+        )  # fmt: skip
+
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, mask_, mask_at, mask_step, lines_, lines_at, row_step, col_step, *rest = arguments
+            bias_, count = rest
+            emitter = Emitter(context, builder, out.dtype)
+            step = emitter.step
+            vector, byte = ir.VectorType(emitter.scalar, MASK_LANES), ir.IntType(8)
+            maxima = emitter.pointer(out, out_, out_at)
+            biases = emitter.pointer(bias, bias_, INDEX(0))
+            first = emitter.pointer(lines, lines_, lines_at)
+            places, masks = [], []
+            for p, (row, col) in enumerate(positions):
+                line = step(first, builder.mul(row_step, INDEX(row)))
+                places.append(step(line, builder.mul(col_step, INDEX(col))))
+                words = emitter.pointer(mask, mask_, builder.add(mask_at, builder.mul(mask_step, INDEX(p))))
+                masks.append(builder.bitcast(words, byte.as_pointer()))
+
+            def pool_lanes(i, _sums):
+                at = builder.mul(i, INDEX(MASK_LANES))
+                values = [emitter.load(step(place, at), vector) for place in places]
+                maximum = reduce(emitter.larger, values)
+                # The lowest bytes of a word come first on every target of Numba.
+                for value, words in zip(values, masks, strict=True):
+                    equal = builder.fcmp_ordered("==", value, maximum)
+                    builder.store(builder.bitcast(equal, byte), step(words, i))
+                result = builder.fadd(maximum, emitter.load(step(biases, at), vector))
+                emitter.store(result, step(maxima, at))
+                return []
+
+            emitter.accumulate(count, [], pool_lanes)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return pool
