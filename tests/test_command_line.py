@@ -10,7 +10,7 @@ import pytensor
 import pytest
 
 from deeplearning_tutorial import command_line, convolutional_mlp, datasets, download, logistic_sgd, mlp
-from deeplearning_tutorial.early_stopping import TrainingResult
+from deeplearning_tutorial.results import TrainingResult
 
 TRAINING = {
     "logistic_sgd": (logistic_sgd, logistic_sgd.sgd_optimization_mnist),

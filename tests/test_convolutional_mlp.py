@@ -268,7 +268,7 @@ def test_run_directly_it_trains_saves_and_prints_the_same(run_script, tmp_path, 
     assert re.search(ran_for, ended.stderr, re.MULTILINE)
     assert os.listdir(tmp_path) == ["m.npz"]
     with np.load(tmp_path / "m.npz") as file:
-        assert file.files == NAMES
+        assert file.files == [*NAMES, "about"]
         for name in NAMES:
             assert file[name].dtype == "float32"
             np.testing.assert_allclose(file[name], reference.parameters[name], atol=1e-6, err_msg=name)

@@ -5,7 +5,9 @@ import pytensor
 import pytest
 
 from deeplearning_tutorial import early_stopping
-from deeplearning_tutorial.early_stopping import TrainingResult, Validation, train_with_patience
+from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.results import TrainingResult, Validation
+from deeplearning_tutorial.training_files import TrainingFiles
 
 
 class Script:
@@ -108,9 +110,11 @@ def test_an_equal_error_is_no_improvement():
 
 
 def test_seconds_are_those_of_the_loop(monkeypatch):
-    clock = iter([10.0, 12.5])
+    clock = iter([10.0, 11.0, 12.0, 12.5])
     monkeypatch.setattr(early_stopping, "default_timer", lambda: next(clock))
-    assert Script([0.5]).run(n_train_batches=1, n_epochs=1, patience=100).seconds == 2.5
+    result = Script([0.5]).run(n_train_batches=1, n_epochs=1, patience=100)
+    assert result.seconds == 2.5
+    assert [look.seconds for look in result.history] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +223,11 @@ def test_each_improvement_is_saved_at_once(tmp_path, monkeypatch):
     def validate(index):
         if path.exists():
             with np.load(path) as file:
-                stored.append((script.iteration(), file.files, file["layer.W"].tolist()))
+                stored.append((script.iteration(), file.files[:-1], file["layer.W"].tolist()))
         return Script.validate(script, index)
 
     monkeypatch.setattr(script, "validate", validate)
-    script.run(n_train_batches=2, n_epochs=4, patience=100, save=path)
+    script.run(n_train_batches=2, n_epochs=4, patience=100, files=TrainingFiles(save=path))
     # What is in the file when the later looks are taken, at iterations 4, 6 and 8.
     assert stored == [
         (4, ["layer.W"], [2, 2]),
