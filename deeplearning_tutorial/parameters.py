@@ -104,8 +104,10 @@ def json_value(array):
     """Return what `json_array` was given; raise ValueError if ``array`` is nothing of the kind."""
     if array.dtype.kind != "U" or array.ndim != 0:
         raise ValueError(f"text is expected, not {array.dtype} of shape {array.shape}")
+    # NumPy's own conversion crashes on what is no Unicode.
+    text = array.tobytes().decode("utf-32-be" if array.dtype.str.startswith(">") else "utf-32-le")
     try:
-        return json.loads(str(array), parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("its text is nested too deeply") from error
 
