@@ -96,20 +96,18 @@ def remove_stale(path):
 
 
 def json_array(value):
-    """Return ``value`` as JSON text in an array, as which it can lie in a ``.npz`` file without a pickle."""
-    return np.array(json.dumps(value, allow_nan=False))
+    """Return ``value`` as the bytes of JSON text, as which it can lie in a ``.npz`` file without a pickle."""
+    return np.frombuffer(json.dumps(value, allow_nan=False).encode(), np.uint8)
 
 
 def json_value(array):
     """Return what `json_array` was given; raise ValueError if ``array`` is nothing of the kind."""
-    if array.dtype.kind != "U" or array.ndim != 0:
-        raise ValueError(f"text is expected, not {array.dtype} of shape {array.shape}")
-    # NumPy's own conversion crashes on what is no Unicode.
-    text = array.tobytes().decode("utf-32-be" if array.dtype.str.startswith(">") else "utf-32-le")
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError(f"bytes of JSON text are expected, not {array.dtype} of shape {array.shape}")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(array.tobytes(), parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise ValueError("its text is nested too deeply") from error
+        raise ValueError("its JSON text is nested too deeply") from error
 
 
 def _refuse_constant(name):

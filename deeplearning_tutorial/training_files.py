@@ -8,6 +8,7 @@ from dataclasses import astuple, fields, replace
 
 import pytensor
 from pytensor.compile.mode import get_default_mode
+from tqdm import tqdm
 
 from deeplearning_tutorial.checkpoint import (
     VERSIONS,
@@ -31,7 +32,7 @@ class TrainingFiles:
     """Keep a training run on disk, and take it up again.
 
     A file that cannot be written later on stops nothing: a warning goes to stderr, and each validation tries
-    again.
+    again. A file is either replaced whole or left as it was.
 
     Parameters
     ----------
@@ -203,8 +204,11 @@ class TrainingFiles:
         try:
             write(*arguments)
         except OSError as error:
-            self.unwritten[what] = f"{what} could not be written to {path}: {error.strerror or error}"
-            print(f"WARNING: {self.unwritten[what]}", file=sys.stderr)
+            message = f"{what} could not be written to {path}: {error.strerror or error}"
+            if self.unwritten.get(what) != message:
+                # Not by print, for there may be a progress bar.
+                tqdm.write(f"WARNING: {message}; each validation tries again", file=sys.stderr)
+            self.unwritten[what] = message
         else:
             self.unwritten.pop(what, None)
 

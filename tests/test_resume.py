@@ -100,7 +100,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_end(start, uninterrupted, t
     assert process.returncode == -signal.SIGKILL
     # Shown by -s; before the first checkpoint there is none.
     path = tmp_path / "c.npz"
-    print("killed after iteration", state(path).iteration if path.exists() else 0)
+    left = len(list(tmp_path.glob(".*.part")))
+    print("killed after iteration", state(path).iteration if path.exists() else 0, "writing" if left else "")
     assert train(tmp_path, resume=True) == uninterrupted
 
 

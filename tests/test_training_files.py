@@ -273,7 +273,9 @@ def test_a_write_that_fails_is_told_and_tried_again(parameters, monkeypatch, cap
         "the checkpoint could not be written to c.npz: No space left on device",
     ]
     assert list(files.unwritten.values()) == told
-    assert capsys.readouterr().err.splitlines() == [f"WARNING: {line}" for line in told]
+    assert capsys.readouterr().err.splitlines() == [
+        f"WARNING: {line}; each validation tries again" for line in told
+    ]
     assert files.whereabouts() == "" and os.listdir() == ["run.csv"]
     monkeypatch.setattr(os, "fsync", lambda descriptor: written.append(descriptor) or fsync(descriptor))
     # The second validation is no better, yet the best model is still to be written.
