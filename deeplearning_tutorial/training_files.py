@@ -119,7 +119,13 @@ class TrainingFiles:
                 f"there, {minibatches} here; start anew with another checkpoint"
             )
         for name, param in parameters.items():
-            param.set_value(resumed.parameters[name].astype(param.dtype))
+            value = resumed.parameters[name]
+            if self.arguments["mode"] == "JAX":
+                # There PyTensor's sums give float64 whatever their type says, and so do the updates;
+                # set_value would refuse it, and a cast lose the last digits.
+                param.container.storage[0] = value
+            else:
+                param.set_value(value.astype(param.dtype))
         print(f"Going on after iteration {resumed.iteration} from {self._checkpoint}", file=sys.stderr)
         if resumed.versions != VERSIONS:
             print(

@@ -172,6 +172,17 @@ def test_parameters_of_another_model_are_refused(killed):
         resume().restore(other, (4, 2, 1))
 
 
+@pytest.mark.parametrize("mode, restored", [("JAX", 1 / 3), ("NUMBA", float(np.float32(1 / 3)))])
+def test_the_float64_that_jax_makes_of_float32_is_restored_to_the_last_digit(mode, restored):
+    parameters = {"layer.W": pytensor.shared(np.zeros(3, "float32"), name="W")}
+    with pytensor.config.change_flags(mode=mode):
+        resume(resume=False).write(result_after(1), 4, 20, parameters)
+        checkpoint = replace(read_checkpoint("c.npz"), parameters={"layer.W": np.full(3, 1 / 3)})
+        write_checkpoint(Path("c.npz"), checkpoint)
+        resume().restore(parameters, (4, 2, 1))
+    assert parameters["layer.W"].get_value().tolist() == [restored] * 3
+
+
 def test_other_versions_are_told_as_a_notice(killed, parameters, capsys):
     checkpoint = replace(read_checkpoint("c.npz"), versions={"pytensor": "2.0"})
     os.remove("run.csv")
