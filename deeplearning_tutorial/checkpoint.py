@@ -171,6 +171,11 @@ def read_checkpoint(path):
     return Checkpoint(parameters=parameters, result=result, **{name: state[name] for name in names})
 
 
+def is_checkpoint(stored):
+    """Tell whether the arrays of a ``.npz`` file, by name, are a checkpoint's rather than a saved model's."""
+    return _STATE in stored
+
+
 def _check_types(values, types, what):
     if not isinstance(values, dict) or values.keys() != types.keys():
         raise ValueError(f"{what} does not consist of {', '.join(types)}")
