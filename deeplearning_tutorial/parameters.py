@@ -71,12 +71,17 @@ def write_npz(path, arrays):
     """Write arrays to ``path``, a Path, which is either replaced whole or left as it was."""
     archive = io.BytesIO()
     np.savez(archive, **arrays)
+    write_atomically(path, archive.getbuffer())
+
+
+def write_atomically(path, data):
+    """Write bytes to ``path``, a Path, which is either replaced whole or left as it was."""
     # In the same folder, for only a rename within one file system is atomic.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         # Not by tempfile, whose files none but their owner may read.
         with open(temporary, "xb") as file:
-            file.write(archive.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -221,9 +226,7 @@ def read_npz(path, kind="saved model"):
         # Only where the file could not be opened does an OSError carry its name.
         if getattr(error, "filename", None) is not None:
             raise
-        raise ValueError(
-            f"{path} is not a {kind} ({error}); use a .npz file that a script saved"
-        ) from error
+        raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
 
 
 def _list(names):

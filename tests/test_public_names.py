@@ -78,7 +78,7 @@ import sys
 class Note:
     asked = set()
     def find_spec(self, name, path=None, target=None):
-        if name in ("jax", "torch", "matplotlib", "deeplearning_tutorial.nnet.dispatch.numba"):
+        if name in ("jax", "torch", "matplotlib", "PIL", "deeplearning_tutorial.nnet.dispatch.numba"):
             self.asked.add(name)
 sys.meta_path.insert(0, Note())
 {code}
@@ -90,7 +90,7 @@ sys.meta_path.insert(0, Note())
     return ended.stdout.split()
 
 
-def test_importing_everything_looks_for_neither_jax_nor_torch_nor_matplotlib():
+def test_importing_everything_looks_for_no_library_of_the_extras():
     code = """
 import importlib, pkgutil, deeplearning_tutorial as package
 for module in pkgutil.iter_modules(package.__path__, "deeplearning_tutorial."):
