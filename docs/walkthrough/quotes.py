@@ -85,7 +85,8 @@ def numbers():
     training = [
         -np.log(0.1), *(np.sqrt(6 / sum(fan)) for fan in fans),
         20, 500, at, at - 1, 2, lowest, small["curve"][-1, 1], 0.995,
-        small["patience"][-1, 1], small["epochs"], *run["best"][-4:].flat, run["patience"][0, 1], run["patience"][-4, 1], len(run["curve"]),
+        small["patience"][-1, 1], small["epochs"],
+        *run["best"][-4:].flat, run["patience"][0, 1], run["patience"][-4, 1], len(run["curve"]),
     ]  # fmt: skip
 
     rates = examples.rates()
