@@ -8,6 +8,7 @@ import logging
 import pkgutil
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,8 @@ def find_name(app, env, node, contnode):
         home = min(found, key=len)
         return python.resolve_xref(env, node["refdoc"], app.builder, "obj", home, node, contnode)
     # Sphinx lists neither constants without a docstring nor Numba's intrinsics.
-    return contnode if hasattr(sys.modules.get(node.get("py:module")), target) else None
+    module = node.get("py:module")
+    return contnode if module and hasattr(import_module(module), target) else None
 
 
 def setup(app):
