@@ -3,6 +3,7 @@
 # make test                    run the tests
 # make bench                   time the networks beside PyTorch and JAX
 # make bench ARGS="lenet-step" the same for a case alone
+# make docs                    build the documentation, build/docs/index.html
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,8 +13,9 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.installed
 TESTS := $(VENV)/.installed-test
 BENCH := $(VENV)/.installed-bench
+DOCS := $(VENV)/.installed-docs
 
-.PHONY: run test bench clean
+.PHONY: run test bench docs clean
 
 run: $(PACKAGE)
 	@$(BIN)/python -m deeplearning_tutorial.convolutional_mlp $(ARGS)
@@ -24,6 +26,9 @@ test: $(TESTS)
 
 bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +44,10 @@ $(TESTS): $(PACKAGE)
 
 $(BENCH): $(PACKAGE)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	@touch $@
+
+$(DOCS): $(PACKAGE)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@
 
 clean:

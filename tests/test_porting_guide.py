@@ -5,50 +5,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
+
+# The pages are not part of the package.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from docs.pages import place, read_page, run
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "porting-from-theano.md"
 
 
-def read_guide():
-    """The guide's Python blocks, its tables' rows and the code spans of its text, each with its place."""
-    blocks, rows, spans, section, block = [], [], [], "", None
-    for number, line in enumerate(GUIDE.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.startswith("```"):
-            if block is None:
-                block = SimpleNamespace(section=section, line=number + 1, language=line[3:], code="")
-            else:
-                blocks.append(block)
-                block = None
-        elif block is not None:
-            block.code += line + "\n"
-        else:
-            if line.startswith("#"):
-                section = line.lstrip("# ")
-            if line.startswith("| ") and "---" not in line and not line.startswith("| Theano |"):
-                rows.append(SimpleNamespace(section=section, line=number, cells=line[2:].split(" | ")))
-            spans += [
-                SimpleNamespace(section=section, line=number, code=code)
-                for code in re.findall(r"`([^`]+)`", line)
-            ]
-    assert block is None, f"the block at line {block.line} is not closed"
-    return [block for block in blocks if block.language == "python"], rows, spans
-
-
-BLOCKS, ROWS, SPANS = read_guide()
+BLOCKS, ROWS, SPANS, _ = read_page(GUIDE)
 PREAMBLE = BLOCKS[0]
-
-
-def place(item):
-    return f"line {item.line}: {item.section}"
-
-
-def run(block, namespace):
-    # Blank lines before it, so that a traceback shows the guide's line.
-    exec(compile("\n" * (block.line - 1) + block.code, str(GUIDE), "exec"), namespace)
 
 
 def imported_names(code):

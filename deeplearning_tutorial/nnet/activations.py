@@ -28,12 +28,34 @@ def softmax(c):
 
 
 def sigmoid(x):
-    """Compute ``1 / (1 + exp(-x))``, elementwise, of a tensor_like of any shape."""
+    """Compute ``1 / (1 + exp(-x))``, elementwise.
+
+    Parameters
+    ----------
+    x : tensor_like
+        Any shape.
+
+    Returns
+    -------
+    TensorVariable
+        The shape of ``x``.
+    """
     return pt.sigmoid(x)
 
 
 def softplus(x):
-    """Compute ``log(1 + exp(x))``, elementwise, of a tensor_like of any shape."""
+    """Compute ``log(1 + exp(x))``, elementwise.
+
+    Parameters
+    ----------
+    x : tensor_like
+        Any shape.
+
+    Returns
+    -------
+    TensorVariable
+        The shape of ``x``.
+    """
     return pt.softplus(x)
 
 

@@ -16,6 +16,11 @@ def max_pool_2d(input, ds, ignore_border=False, st=None, padding=(0, 0), mode="m
     Returns
     -------
     TensorVariable
-        Shape ``(..., rows', cols')``.
+        Shape ``(..., rows', cols')``, dtype of ``input``.
+
+    Raises
+    ------
+    ValueError, NotImplementedError, TypeError
+        As `pool_2d`.
     """
     return pool_2d(input, ds, ignore_border, st, padding, mode)
