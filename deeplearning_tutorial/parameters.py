@@ -2,15 +2,11 @@
 
 import os
 import secrets
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
-# What NumPy and zipfile raise on a file that is no .npz, is damaged, or holds pickles.
-_UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error)
+from deeplearning_tutorial.npz import NpzReader
 
 
 def named_parameters(**layers):
@@ -87,22 +83,36 @@ def load_parameters(path, parameters):
     FileNotFoundError
         If there is no such file.
     """
-    stored = _read(path)
     expected = {name: param.get_value(borrow=True).shape for name, param in parameters.items()}
-    if stored.keys() != expected.keys():
+    try:
+        with NpzReader(path) as archive:
+            stored = {name: archive.header(name) for name in archive.names}
+            # Nothing is unpacked before it is known to be as large as the model.
+            misfit = _misfit(stored, expected)
+            values = {} if misfit else {name: archive.array(name) for name in expected}
+    except ValueError as error:
         raise ValueError(
-            f"{path} does not fit this model: it holds {_list(stored)}, the model has {_list(expected)}; "
-            "use a file that the same script saved"
-        )
-    for name, shape in expected.items():
-        if stored[name].shape != shape or stored[name].dtype.kind != "f":
-            raise ValueError(
-                f"{path} does not fit this model: {name} is {stored[name].dtype} of shape "
-                f"{stored[name].shape}, the model's is floating point of shape {shape}; "
-                "build the model with the sizes that the file was saved with"
-            )
+            f"{path} is not a saved model: {error}; use a .npz file that a script saved"
+        ) from error
+    if misfit:
+        raise ValueError(f"{path} does not fit this model: {misfit}")
     for name, param in parameters.items():
-        param.set_value(stored[name].astype(param.dtype))
+        param.set_value(values[name].astype(param.dtype))
+
+
+def _misfit(stored, expected):
+    """Say how the headers of a file differ from the shapes of a model; None where they do not."""
+    if stored.keys() != expected.keys():
+        names = f"it holds {_list(stored)}, the model has {_list(expected)}"
+        return f"{names}; use a file that the same script saved"
+    for name, shape in expected.items():
+        header = stored[name]
+        if header.shape != shape or header.dtype.kind != "f":
+            return (
+                f"{name} is {header.dtype} of shape {header.shape}, the model's is floating point of shape "
+                f"{shape}; build the model with the sizes that the file was saved with"
+            )
+    return None
 
 
 def check_save_path(path):
@@ -121,19 +131,6 @@ def check_save_path(path):
     return path
 
 
-def _read(path):
-    try:
-        # Unlike numpy.load it takes nothing but an archive; it admits no pickles either.
-        with NpzFile(path) as file:
-            return {name: np.asarray(file[name]) for name in file.files}
-    except _UNREADABLE as error:
-        # Only where the file could not be opened does an OSError carry its name.
-        if getattr(error, "filename", None) is not None:
-            raise
-        raise ValueError(
-            f"{path} is not a saved model ({error}); use a .npz file that a script saved"
-        ) from error
-
-
 def _list(names):
-    return ", ".join(names) or "nothing"
+    listed = ", ".join(names) or "nothing"
+    return listed if len(listed) <= 1000 else f"{listed[:1000]} ..."
