@@ -7,6 +7,7 @@ its bytes come.
 
 import io
 import math
+import os
 import zipfile
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -138,3 +139,29 @@ class NpzReader:
             if len(data) != header.nbytes:
                 raise EOFError(f"{len(data)} bytes for {name}, not {header.nbytes}")
             return np.ndarray(header.shape, header.dtype, data, order=header.order)
+
+
+def read_uncompressed(path):
+    """Read all arrays of an archive that `numpy.savez` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Together no larger than the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such archive, or is damaged; the message says how, and the caller knows whose.
+    OSError
+        If it cannot be opened.
+    """
+    with NpzReader(path) as archive:
+        total = sum(archive.header(name).nbytes for name in archive.names)
+        if total > os.path.getsize(path):
+            raise ValueError(f"it unpacks to {total} bytes, more than the file has; use numpy.savez")
+        return {name: archive.array(name) for name in archive.names}

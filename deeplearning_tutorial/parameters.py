@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplearning_tutorial.npz import NpzReader
+from deeplearning_tutorial.npz import read_uncompressed
 
 
 def named_parameters(**layers):
@@ -83,36 +83,22 @@ def load_parameters(path, parameters):
     FileNotFoundError
         If there is no such file.
     """
+    stored = _read(path)
     expected = {name: param.get_value(borrow=True).shape for name, param in parameters.items()}
-    try:
-        with NpzReader(path) as archive:
-            stored = {name: archive.header(name) for name in archive.names}
-            # Nothing is unpacked before it is known to be as large as the model.
-            misfit = _misfit(stored, expected)
-            values = {} if misfit else {name: archive.array(name) for name in expected}
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not a saved model: {error}; use a .npz file that a script saved"
-        ) from error
-    if misfit:
-        raise ValueError(f"{path} does not fit this model: {misfit}")
-    for name, param in parameters.items():
-        param.set_value(values[name].astype(param.dtype))
-
-
-def _misfit(stored, expected):
-    """Say how the headers of a file differ from the shapes of a model; None where they do not."""
     if stored.keys() != expected.keys():
-        names = f"it holds {_list(stored)}, the model has {_list(expected)}"
-        return f"{names}; use a file that the same script saved"
+        raise ValueError(
+            f"{path} does not fit this model: it holds {_list(stored)}, the model has {_list(expected)}; "
+            "use a file that the same script saved"
+        )
     for name, shape in expected.items():
-        header = stored[name]
-        if header.shape != shape or header.dtype.kind != "f":
-            return (
-                f"{name} is {header.dtype} of shape {header.shape}, the model's is floating point of shape "
-                f"{shape}; build the model with the sizes that the file was saved with"
+        if stored[name].shape != shape or stored[name].dtype.kind != "f":
+            raise ValueError(
+                f"{path} does not fit this model: {name} is {stored[name].dtype} of shape "
+                f"{stored[name].shape}, the model's is floating point of shape {shape}; "
+                "build the model with the sizes that the file was saved with"
             )
-    return None
+    for name, param in parameters.items():
+        param.set_value(stored[name].astype(param.dtype))
 
 
 def check_save_path(path):
@@ -129,6 +115,15 @@ def check_save_path(path):
     if not os.access(path.parent, os.W_OK) or path.is_dir():
         raise PermissionError(f"save={str(path)!r} cannot be written; choose another place")
     return path
+
+
+def _read(path):
+    try:
+        return read_uncompressed(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a saved model ({error}); use a .npz file that a script saved"
+        ) from error
 
 
 def _list(names):

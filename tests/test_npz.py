@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from deeplearning_tutorial.npz import NpzReader
+from deeplearning_tutorial.npz import NpzReader, read_uncompressed
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -193,3 +193,21 @@ def test_the_file_is_closed_whatever_comes(tmp_path):
         pass
     with pytest.raises(ValueError, match="no array|closed"):
         archive.array("x")
+
+
+def test_what_savez_wrote_is_read_as_a_whole(tmp_path):
+    np.savez(tmp_path / "m.npz", x=X, y=X.T, none=X[:0])
+    arrays = read_uncompressed(tmp_path / "m.npz")
+    assert list(arrays) == ["x", "y", "none"]
+    np.testing.assert_array_equal(arrays["y"], X.T)
+
+
+def test_a_bomb_is_refused_where_all_is_read(tmp_path):
+    np.savez_compressed(tmp_path / "m.npz", x=X, y=np.zeros(1 << 25, "u1"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="it unpacks to 33554456 bytes, more than the file has"):
+            read_uncompressed(tmp_path / "m.npz")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
