@@ -47,10 +47,11 @@ def wheel(sdist, tmp_path_factory):
     return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_source_distribution_holds_every_module_and_the_sample(sdist):
+def test_the_source_distribution_holds_every_module_and_the_sample_but_no_tests(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert MODULES <= names
+    assert not [name for name in names if name.startswith("tests")]
     assert {
         "data/mnist_5k.npz",
         "data/README.md",
