@@ -7,9 +7,12 @@ No function of NumPy is ever called with arguments from the file.
 
 import math
 import pickle
+import re
 import struct
 
 import numpy as np
+
+from deeplearning_tutorial.bounded import PIECE, read_up_to
 
 # Far above what honest pickles need (a few hundred), far below what fills the memory: an opcode of one byte
 # can make an object of 64.
@@ -20,9 +23,11 @@ _OPCODES = """
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
     SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT
     GLOBAL STACK_GLOBAL REDUCE BUILD
 """.split()
+# Text is ASCII or bytes spelled as latin1; a single character beyond would make all of them four bytes wide.
+_WIDE = {"utf-8": re.compile(rb"[\xc4-\xff]"), "raw-unicode-escape": re.compile(rb"\\u(?!00)|\\U")}
 _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 
 
@@ -46,7 +51,7 @@ class BoundedReader:
         if self.reads > MAX_READS:
             raise pickle.UnpicklingError(f"it has more than {MAX_READS} parts")
         self.take(n)
-        data = self.file.read(n)
+        data = self.file.read(n) if n <= PIECE else read_up_to(self.file, n)
         if len(data) < n:
             raise EOFError("it ends too early")
         return data
@@ -144,8 +149,39 @@ class _ArrayUnpickler(pickle._Unpickler):
         [length] = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
+    def load_dict(self):
+        # Its keys would be hashed, and a deeply nested one overflows the stack of the interpreter.
+        raise pickle.UnpicklingError("it holds a dict, not a tuple of pairs (images, labels)")
+
+    def text(self, data, encoding):
+        if _WIDE[encoding].search(data):
+            raise pickle.UnpicklingError("it holds a text that is not latin1")
+        self.append(str(data, encoding))
+
+    def load_unicode(self):
+        self.text(self.readline()[:-1], "raw-unicode-escape")
+
+    def load_binunicode(self):
+        [length] = struct.unpack("<I", self.read(4))
+        self.text(self.read(length), "utf-8")
+
+    def load_binunicode8(self):
+        [length] = struct.unpack("<Q", self.read(8))
+        self.text(self.read(length), "utf-8")
+
+    def pop_tuple(self):
+        # Of a text unpacking would make an object for each character.
+        value = self.stack.pop()
+        if type(value) is not tuple:
+            raise pickle.UnpicklingError("it has no tuple where an array's parts should be")
+        return value
+
+    def load_reduce(self):
+        arguments = self.pop_tuple()
+        self.stack[-1] = self.stack[-1](*arguments)
+
     def load_build(self):
-        state = self.stack.pop()
+        state = self.pop_tuple()
         target = self.stack[-1]
         if isinstance(target, _Array):
             _version, shape, dtype, fortran, data = state
@@ -157,6 +193,12 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     dispatch[pickle.FRAME[0]] = load_frame
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.EMPTY_DICT[0]] = load_dict
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.UNICODE[0]] = load_unicode
+    dispatch[pickle.BINUNICODE[0]] = load_binunicode
+    dispatch[pickle.BINUNICODE8[0]] = load_binunicode8
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
 
 

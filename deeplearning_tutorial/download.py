@@ -7,15 +7,15 @@ A slow but steady one goes on. ``pooch`` verifies as well, but neither its time 
 """
 
 import hashlib
-import os
-import secrets
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 
 import requests
 from tqdm import tqdm
+
+from deeplearning_tutorial.atomic_files import part_file, put_in_place, remove_stale_parts
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -79,6 +79,7 @@ class _Transfer:
         self.url, self.file, self.size, self.silence = url, file, size, silence
         self.received = 0
         self.error = None
+        self.unwritable = None
         self.done = threading.Event()
         threading.Thread(target=self._run, name=f"download {url}", daemon=True).start()
 
@@ -97,11 +98,19 @@ class _Transfer:
             response.raise_for_status()
             # iter_content waits for whole chunks; read1 gives what has come, so a trickle counts as data.
             while chunk := response.raw.read1(1 << 16):
-                self.file.write(chunk)
+                self._write(chunk)
                 self.silence.heard()
                 self.received += len(chunk)
                 if self.received > self.size:
                     raise _Failure(f"sends more than the {self.size} bytes of the file")
+
+    def _write(self, chunk):
+        try:
+            while chunk:
+                chunk = chunk[self.file.write(chunk) :]
+        except OSError as error:
+            self.unwritable = error
+            raise
 
 
 def _reason(error):
@@ -121,17 +130,6 @@ def is_original(path):
     return path.name in EXPECTED and path.is_file() and sha256_of(path) == EXPECTED[path.name][1]
 
 
-@contextmanager
-def _part_file(target):
-    """Open a new file beside ``target``; it is removed at the end unless it was renamed."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file, part
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _fetch(url, target, silence, mirrors_left, bar):
     """Fetch one file from one mirror; raise `_Failure` where it does not give it."""
     size, sha256 = EXPECTED[target.name]
@@ -140,7 +138,7 @@ def _fetch(url, target, silence, mirrors_left, bar):
     share = silence.left() / mirrors_left
     if share <= 0:
         raise _Failure("not tried, the time was up")
-    with _part_file(target) as (file, part):
+    with part_file(target) as (file, part):
         transfer = _Transfer(url, file, size, silence)
         before = bar.n
         while not transfer.done.wait(_POLL):
@@ -149,15 +147,19 @@ def _fetch(url, target, silence, mirrors_left, bar):
                 start, share = silence.last, SILENCE_LIMIT / mirrors_left
             if time.monotonic() - start > share:
                 raise _Failure(f"silent for {share:.1f} s after {transfer.received} of {size} bytes")
-        file.close()
+        if transfer.unwritable is not None:
+            raise transfer.unwritable
         if transfer.error is not None:
             raise _Failure(_reason(transfer.error))
         found = sha256_of(part)
         if found != sha256:
             raise _Failure(f"{transfer.received} of {size} bytes with SHA-256 {found}, not {sha256}")
-        if target.exists():
+        # Opened once: another process may put it there at any moment.
+        with suppress(FileNotFoundError):
+            if sha256_of(target) == sha256:
+                return
             print(f"Replacing {target}, which is not MNIST's original", file=sys.stderr)
-        os.replace(part, target)
+        put_in_place(file, part, target)
 
 
 def download(folder):
@@ -167,16 +169,32 @@ def download(folder):
     ----------
     folder : pathlib.Path
         Where they go; made if it is missing. Files that are there already with the right SHA-256 are kept,
-        others of these names are replaced once the right one has come whole.
+        others of these names are replaced once the right one has come whole. Any number of processes may
+        download into one folder at once.
 
     Raises
     ------
     DownloadError
         If no mirror gives one of the files.
     OSError
-        If ``folder`` cannot be written.
+        If ``folder`` cannot be written or has no room.
     """
+    try:
+        _download(folder)
+    except DownloadError:
+        raise
+    except OSError as error:
+        needed = sum(size for size, _sha256 in EXPECTED.values()) / 1e6
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror or error}); "
+            f"MNIST takes {needed:.0f} MB there: make room, or make it writable"
+        ) from error
+
+
+def _download(folder):
     folder.mkdir(parents=True, exist_ok=True)
+    for name in EXPECTED:
+        remove_stale_parts(folder / name)
     targets = [folder / name for name in EXPECTED if not is_original(folder / name)]
     total = sum(EXPECTED[target.name][0] for target in targets)
     mirrors = list(MIRRORS)

@@ -6,15 +6,15 @@ bitwise the same arrays. What a file may unpack to is bounded while it is read, 
 """
 
 import gzip
-import io
 import math
-import zipfile
 import zlib
 from contextlib import contextmanager
 
 import numpy as np
 
 from deeplearning_tutorial.array_pickle import load_pairs
+from deeplearning_tutorial.bounded import read_up_to
+from deeplearning_tutorial.npz import NpzReader
 
 SPLITS = ("train", "valid", "test")
 # In the order images, labels of the training set, images, labels of the test set.
@@ -31,8 +31,8 @@ N_PIXELS = 28 * 28
 MAX_IMAGES = MAX_BYTES // (4 * N_PIXELS)
 N_VALID = 10_000
 
-# What gzip and zipfile raise; the last three come from damage to a zip archive's directory.
-_DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError)
+# What gzip raises.
+_DAMAGE = (EOFError, zlib.error, OSError)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK"
@@ -111,7 +111,7 @@ def _read_idx(path, magic):
         if shape[0] > MAX_IMAGES or math.prod(shape[1:]) not in (1, N_PIXELS):
             raise ValueError(f"{path} announces shape {shape}; use (n, 28, 28) with n at most {MAX_IMAGES}")
         size = math.prod(shape)
-        data = file.read(size + 1)
+        data = read_up_to(file, size + 1)
         if len(data) < size:
             raise EOFError(f"{len(data)} bytes where its header says {size}")
         if len(data) > size:
@@ -139,34 +139,22 @@ def _hold_out(x, y, path):
     return (x[:n_train], y[:n_train]), (x[n_train:], y[n_train:])
 
 
-def _read_npy(archive, name, path):
-    entry = archive.getinfo(f"{name}.npy")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-        raise ValueError(f"{path} holds {name} encrypted or in a rare compression; use numpy.savez")
-    with archive.open(entry) as file:
-        # The number makes zipfile stop there; asked for everything, it would unpack first and cut afterwards.
-        data = io.BytesIO(file.read(entry.file_size + 1))
-    try:
-        return np.lib.format.read_array(data, allow_pickle=False)
-    except (ValueError, TypeError, OverflowError, MemoryError, EOFError) as error:
-        raise ValueError(f"{path} holds {name} as no array of numbers ({error}); use numpy.savez") from error
-
-
 def _read_npz(path):
-    with _damage_named(path), zipfile.ZipFile(path) as archive:
-        sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
-        has_valid = "x_valid" in sizes
-        splits = SPLITS if has_valid else ("train", "test")
-        names = [f"{kind}_{split}" for split in splits for kind in "xy"]
-        missing = [name for name in names if name not in sizes]
-        if missing:
-            raise ValueError(f"{path} holds no {', '.join(missing)}; it needs the arrays {', '.join(names)}")
-        total = sum(sizes[name] for name in names)
-        if total > MAX_BYTES:
-            raise ValueError(f"{path} unpacks to {total} bytes; no more than {MAX_BYTES} are read")
-        arrays = [_read_npy(archive, name, path) for name in names]
+    try:
+        with NpzReader(path) as archive:
+            splits = SPLITS if "x_valid" in archive.names else ("train", "test")
+            names = [f"{kind}_{split}" for split in splits for kind in "xy"]
+            missing = [name for name in names if name not in archive.names]
+            if missing:
+                raise ValueError(f"it holds no {', '.join(missing)}; it needs the arrays {', '.join(names)}")
+            total = sum(archive.header(name).nbytes for name in names)
+            if total > MAX_BYTES:
+                raise ValueError(f"it unpacks to {total} bytes; no more than {MAX_BYTES} are read")
+            arrays = [archive.array(name) for name in names]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; replace it by a whole one, as numpy.savez writes") from error
     pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
-    if has_valid:
+    if splits == SPLITS:
         return pairs
     _check_pair(*pairs[0], f"{path}, training set")
     return [*_hold_out(*pairs[0], path), pairs[1]]
@@ -195,8 +183,6 @@ def _check_pair(x, y, where):
         raise ValueError(f"{where}: {len(x)} images but {len(y)} labels; give as many of each")
     if len(x) == 0:
         raise ValueError(f"{where}: no images; give at least one")
-    if len(x) > MAX_IMAGES:
-        raise ValueError(f"{where}: {len(x)} images; at most {MAX_IMAGES} are read")
     if y.dtype.kind not in "iu":
         raise ValueError(f"{where}: labels are {y.dtype}; store them as integers")
     if y.min() < 0 or y.max() > 9:
@@ -253,4 +239,7 @@ def read_splits(path):
         pairs = _read_npz(path) if zipped else _read_pickle(path)
     for name, (x, y) in zip(SPLITS, pairs, strict=True):
         _check_pair(x, y, f"{path}, {name} set")
+    n_images = sum(len(x) for x, _y in pairs)
+    if n_images > MAX_IMAGES:
+        raise ValueError(f"{path} holds {n_images} images; at most {MAX_IMAGES} are read")
     return [(_as_images(x), y.astype(np.int32)) for x, y in pairs]

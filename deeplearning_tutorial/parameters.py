@@ -3,22 +3,14 @@
 import io
 import json
 import os
-import secrets
-import time
-import zipfile
-import zlib
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
+
+from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.npz import read_uncompressed
 
 ABOUT = "about"
-# Far longer than a file of a few megabytes takes.
-_STALE_SECONDS = 600
-
-# What NumPy and zipfile raise on a file that is no .npz, is damaged, or holds pickles.
-_UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 def named_parameters(**layers):
@@ -72,32 +64,6 @@ def write_npz(path, arrays):
     archive = io.BytesIO()
     np.savez(archive, **arrays)
     write_atomically(path, archive.getbuffer())
-
-
-def write_atomically(path, data):
-    """Write bytes to ``path``, a Path, which is either replaced whole or left as it was."""
-    # In the same folder, for only a rename within one file system is atomic.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        # Not by tempfile, whose files none but their owner may read.
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_stale(path):
-    """Remove what processes that were killed while they wrote ``path`` have left in its folder."""
-    # They may be gone meanwhile, or belong to somebody else; neither does harm.
-    with suppress(OSError):
-        for temporary in path.parent.iterdir():
-            if temporary.name.startswith(f".{path.name}.") and temporary.suffix == ".part":
-                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
-                    temporary.unlink()
 
 
 def json_array(value):
@@ -219,15 +185,11 @@ def check_writable(path, name):
 def read_npz(path, kind="saved model"):
     """Read all arrays of a ``.npz`` file; raise ValueError if it is damaged or holds pickles."""
     try:
-        # Unlike numpy.load it takes nothing but an archive; it admits no pickles either.
-        with NpzFile(path) as file:
-            return {name: np.asarray(file[name]) for name in file.files}
-    except _UNREADABLE as error:
-        # Only where the file could not be opened does an OSError carry its name.
-        if getattr(error, "filename", None) is not None:
-            raise
+        return read_uncompressed(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
 
 
 def _list(names):
-    return ", ".join(names) or "nothing"
+    listed = ", ".join(names) or "nothing"
+    return listed if len(listed) <= 1000 else f"{listed[:1000]} ..."

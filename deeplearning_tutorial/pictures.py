@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from deeplearning_tutorial.parameters import write_atomically
+from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.utils import tile_raster_images
 
 # Formats that people have, each decoded by Pillow itself: EPS for one would start Ghostscript.

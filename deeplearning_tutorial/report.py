@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from deeplearning_tutorial import plots
+from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.checkpoint import data_fingerprint, read_checkpoint
 from deeplearning_tutorial.classification import evaluate
 from deeplearning_tutorial.datasets import MNIST, load_data, sample_path
 from deeplearning_tutorial.feature_maps import feature_maps
 from deeplearning_tutorial.models import ARCHITECTURES, model_of
 from deeplearning_tutorial.page import Picture, Section, Table, page
-from deeplearning_tutorial.parameters import write_atomically
 
 _TITLES = {
     "logistic_sgd": "Logistic regression on MNIST",

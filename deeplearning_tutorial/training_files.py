@@ -10,6 +10,7 @@ import pytensor
 from pytensor.compile.mode import get_default_mode
 from tqdm import tqdm
 
+from deeplearning_tutorial.atomic_files import remove_stale_parts
 from deeplearning_tutorial.checkpoint import (
     VERSIONS,
     Checkpoint,
@@ -22,7 +23,6 @@ from deeplearning_tutorial.parameters import (
     check_save_path,
     check_writable,
     copy_parameters,
-    remove_stale,
     save_parameters,
 )
 from deeplearning_tutorial.results import Validation
@@ -95,7 +95,7 @@ class TrainingFiles:
             self._resume(script)
         self._log = None if log is None else _Log(log, resume, self.resumed)
         for path in filter(None, (self._save, self._checkpoint)):
-            remove_stale(path)
+            remove_stale_parts(path)
 
     def check_data(self, datasets):
         """Raise ValueError if the run that is resumed was trained on other data than ``datasets``."""

@@ -157,7 +157,7 @@ def test_a_name_no_array_needs_is_refused_and_not_imported(tmp_path, monkeypatch
         b"(S'touch x'\niposix\nsystem\n.",  # INST
         b"(cnumpy\ndtype\nS'f4'\no.",  # OBJ
         b"cnumpy\nndarray\n)\x81.",  # NEWOBJ
-        b"cnumpy\nndarray\n)}\x92.",  # NEWOBJ_EX
+        b"cnumpy\nndarray\n))\x92.",  # NEWOBJ_EX
         b"Pname\n.",
         b"S'name'\nQ.",
         b"\x82\x01.",  # EXT1
@@ -173,7 +173,7 @@ def test_opcodes_that_arrays_do_not_need_are_refused(data):
 @pytest.mark.parametrize("target", [b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"]"])
 def test_only_an_array_or_its_dtype_can_be_given_a_state(target):
     with pytest.raises(ValueError, match="something else than an array"):
-        load(target + b"(N}S'__code__'\nI1\nstb.")
+        load(target + b"(NS'__code__'\ntb.")
 
 
 def test_arrays_of_objects_are_refused():
@@ -216,6 +216,44 @@ def test_what_claims_or_makes_too_much_memory_is_refused_before_it_is_used(data)
         assert tracemalloc.get_traced_memory()[1] < 8 * LIMIT
     finally:
         tracemalloc.stop()
+
+
+LARGE_TEXT = b"X" + struct.pack("<I", LIMIT - 100) + b"x" * (LIMIT - 100)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"cnumpy\ndtype\n" + LARGE_TEXT + b"R.", "no tuple"),
+        (b"cnumpy\ndtype\n(S'f4'\ntR" + LARGE_TEXT + b"b.", "no tuple"),
+        (LARGE_TEXT[:-4] + "\U0001f600".encode() + b".", "not latin1"),
+        (b"V" + b"x" * (LIMIT - 100) + b"\\U0001f600\n.", "not latin1"),
+        (b"V" + b"x" * (LIMIT - 100) + b"\\u0100\n.", "not latin1"),
+    ],
+)
+def test_what_would_grow_many_times_over_is_refused(data, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            load(data)
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_length_that_is_only_claimed_takes_no_memory():
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="ends too early"):
+            load(b"B" + struct.pack("<I", 1 << 29) + b"xyz", limit=1 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_key_nested_too_deep_for_the_interpreters_stack_is_not_hashed():
+    with pytest.raises(ValueError, match="it holds a dict"):
+        load(b"})" + b"\x85" * 300_000 + b"Ns.")
 
 
 def test_a_crowd_of_small_objects_is_refused(monkeypatch):

@@ -270,7 +270,7 @@ def test_the_command_ends_with_status_1_and_a_message_where_it_fails(places, mon
     assert out == "" and "one.example: refused" in err
     (places.here / "broken.npz").write_bytes(b"PK")
     assert datasets.main(["broken.npz"]) == 1
-    assert "broken.npz is damaged" in capsys.readouterr().err
+    assert "broken.npz: it is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, name", [([], "digit-7.png"), (["--output", "seven.png"], "seven.png")])

@@ -1,5 +1,7 @@
 import _thread
 import hashlib
+import json
+import os
 import re
 import signal
 import socket
@@ -261,6 +263,129 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path, mirrors):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         download(tmp_path / "file" / "data")
+
+
+def test_a_full_disk_is_told_with_the_folder_and_what_to_do_and_no_other_mirror_is_asked(tmp_path, mirrors):
+    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
+    old = tmp_path / list(FILES)[0]
+    old.write_bytes(b"what was there before")
+    first, second = mirrors(good, good)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            download(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert type(caught.value) is OSError
+    message = f"{tmp_path} cannot be written (File too large); MNIST takes 0 MB there: make room"
+    assert str(caught.value).startswith(message)
+    assert (first.asked, second.asked) == ([old.name], [])
+    assert list(tmp_path.iterdir()) == [old] and old.read_bytes() == b"what was there before"
+
+
+def test_a_disk_that_is_full_at_the_last_moment_leaves_nothing_either(tmp_path, mirrors, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    mirrors(good)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="cannot be written .No space left on device"):
+        download(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_may_download_into_one_folder(tmp_path, mirrors, capsys):
+    """Each is half way when the other begins."""
+    both = threading.Barrier(2)
+
+    def half_way(handler, body):
+        announce(handler, len(body))
+        handler.wfile.write(body[:20])
+        handler.wfile.flush()
+        both.wait(10)
+        handler.wfile.write(body[20:])
+
+    mirrors(half_way)
+    threads = [threading.Thread(target=download, args=(tmp_path,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert_complete(tmp_path)
+    assert "Replacing" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def in_a_process(tmp_path):
+    """Start a download in a process of its own, from the file alone: the package takes seconds to import."""
+    script = """
+        import importlib.util, json, pathlib, sys
+        path, folder, settings = sys.argv[1:]
+        spec = importlib.util.spec_from_file_location("download", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        vars(module).update(json.loads(settings))
+        module.download(pathlib.Path(folder))
+    """
+    started = []
+
+    def start(folder):
+        settings = {name: getattr(module, name) for name in ("MIRRORS", "EXPECTED", "SILENCE_LIMIT")}
+        arguments = [module.__file__, str(folder), json.dumps(settings)]
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments]
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_two_processes_may_download_into_one_folder(tmp_path, mirrors, monkeypatch, in_a_process):
+    monkeypatch.setattr(module, "SILENCE_LIMIT", 30.0)
+    both = threading.Barrier(2)
+
+    def good_once_both_ask(handler, body):
+        both.wait(20)
+        good(handler, body)
+
+    mirrors(good_once_both_ask)
+    processes = [in_a_process(tmp_path) for _ in range(2)]
+    assert [process.wait(timeout=30) for process in processes] == [0, 0]
+    assert_complete(tmp_path)
+
+
+def test_a_download_killed_half_way_leaves_a_part_that_a_later_one_removes(
+    tmp_path, mirrors, monkeypatch, in_a_process
+):
+    monkeypatch.setattr(module, "SILENCE_LIMIT", 30.0)
+    [mirror] = mirrors(stalls)
+    process = in_a_process(tmp_path)
+    deadline = time.monotonic() + 20
+    while not (parts := [path for path in tmp_path.glob(".*.part") if path.stat().st_size]):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    # Only half a file, and not under a name that is looked for.
+    assert list(tmp_path.iterdir()) == parts
+    assert parts[0].read_bytes() == FILES[list(FILES)[0]][:5120]
+
+    mirrors(good)
+    monkeypatch.setattr(module, "MIRRORS", module.MIRRORS[1:])
+    download(tmp_path)
+    assert parts[0].is_file()  # it could be another's who is still writing
+    an_hour_ago = time.time() - 3601
+    os.utime(parts[0], (an_hour_ago, an_hour_ago))
+    mine = tmp_path / ".another.0123.part"
+    mine.touch()
+    os.utime(mine, (an_hour_ago, an_hour_ago))
+    download(tmp_path)
+    assert not parts[0].exists() and mine.is_file()
+    mine.unlink()
+    assert_complete(tmp_path)
 
 
 def test_a_transfer_left_behind_does_not_keep_python_from_ending(tmp_path):
