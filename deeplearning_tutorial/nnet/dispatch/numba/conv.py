@@ -47,7 +47,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, weighted_sum
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 16
+CACHE_VERSION = 17
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -442,11 +442,12 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
     channels, n_filters, run_length = layout.channels, layout.filters, layout.run
     positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
     n_runs, room = partial.shape[3], padded_positions(run_length)
+    n_taps, filter_blocks = n_runs * room, (width // layout.half + TILE_HALVES - 1) // TILE_HALVES
     scratch = (
         empty_image(layout, TILE_COLUMNS, input),
         np.empty(positions, np.int32),
         np.zeros((positions, width), input.dtype),
-        np.zeros((layout.groups, n_runs * room, width), input.dtype),
+        np.zeros(layout.groups * width * n_taps, input.dtype),
         np.empty(TILE_COLUMNS * width, input.dtype),
     )
     image, pixels, gradients, sums, tile = unowned(scratch)
@@ -469,23 +470,30 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                 load_image(layout, input[b, group * channels : (group + 1) * channels], image)
             maps = (b * layout.groups + group) * n_filters * positions
             transpose(gradients, 0, width, output_gradient, maps, positions, n_filters, positions)
-            # So few positions at a time that their gradients stay in the first-level cache.
+            # So few positions and filters at a time that their gradients stay in the first-level cache.
             for first in range(0, positions, CHUNK_POSITIONS):
                 here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
-                for run in range(n_runs):
-                    for tap in range(0, run_length, TILE_COLUMNS):
-                        first_tap = origin + offsets[run * run_length] + tap * tap_step
-                        convolve_filters(
-                            tile, 0, width, source, first_tap, tap_step,
-                            gradients, first * width, width, here, layout.half,
-                        )  # fmt: skip
-                        taps = (group * n_runs + run) * room + tap
-                        vector_add(sums, taps * width, tile, 0, len(tile))
+                for filter_block in range(filter_blocks):
+                    begin_half, end_half = block_of(filter_block, filter_blocks, width // layout.half)
+                    lane, lanes = begin_half * layout.half, (end_half - begin_half) * layout.half
+                    for run in range(n_runs):
+                        for tap in range(0, run_length, TILE_COLUMNS):
+                            first_tap = origin + offsets[run * run_length] + tap * tap_step
+                            convolve_tile(
+                                tile, 0, lanes, source, first_tap, tap_step,
+                                gradients, first * width + lane, width, here, end_half - begin_half,
+                            )  # fmt: skip
+                            at = (group * width + lane) * n_taps + (run * room + tap) * lanes
+                            vector_add(sums, at, tile, 0, TILE_COLUMNS * lanes)
     for group in range(layout.groups):
-        for run in range(n_runs):
-            for tap in range(run_length):
-                for k in range(n_filters):
-                    partial[block, group, k, run, tap] = sums[group, run * room + tap, k]
+        for filter_block in range(filter_blocks):
+            begin_half, end_half = block_of(filter_block, filter_blocks, width // layout.half)
+            lane, lanes = begin_half * layout.half, (end_half - begin_half) * layout.half
+            for run in range(n_runs):
+                for tap in range(run_length):
+                    at = (group * width + lane) * n_taps + (run * room + tap) * lanes
+                    for k in range(lane, min(lane + lanes, n_filters)):
+                        partial[block, group, k, run, tap] = sums[at + k - lane]
     keep(scratch)
 
 

@@ -22,6 +22,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
     add_where_equal,
+    pool_average,
     pool_maximum,
     pool_sum,
     spread_apart,
@@ -38,7 +39,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 11
+CACHE_VERSION = 12
 
 BLOCKS = 64
 
@@ -134,16 +135,19 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates):
         scratch = np.empty((layout.window_rows + 3, length), dtype), np.empty(layout.out_cols, dtype)
         lines, divisors = unowned(scratch)
         fill(lines.reshape(lines.size), elsewhere)
-        fill_divisors(layout, layout.window_rows, divisors)
+        rows = -1
         begin, end = block_of(block, blocks, layout.maps)
         for i in range(begin, end):
             if accumulates:
                 fill(arrays[-1][i].reshape(layout.rows * layout.cols), 0)
             # Without columns of windows there is nothing to visit.
             for row in range(layout.out_rows if starts else 0):
-                top = row * layout.stride_rows - layout.pad_rows
-                bottom = min(top + layout.window_rows, layout.rows)
-                visit(layout, i, row, max(top, 0), bottom, lines, divisors, arrays)
+                first = row * layout.stride_rows - layout.pad_rows
+                top, bottom = max(first, 0), min(first + layout.window_rows, layout.rows)
+                if bottom - top != rows:
+                    rows = bottom - top
+                    fill_divisors(layout, rows, divisors)
+                visit(layout, i, row, top, bottom, lines, divisors, arrays)
         keep(scratch)
 
     return rows_block
@@ -156,30 +160,37 @@ def fill(values, value):
         values[i] = value
 
 
-def pooling(combine):
-    """Make ``pool(layout, x, i, top, bottom, lines, out, at)``, which pools a row of windows."""
+def pooling(combine, combine_first):
+    """Make ``pool(layout, x, i, top, bottom, lines, out, at, divisors)``, which pools a row of windows.
+
+    Where windows lie further apart ``combine_first`` does what ``combine`` does without dividing.
+    """
+    divides = combine is not combine_first
 
     @kernel_inline
-    def pool(layout, x, i, top, bottom, lines, out, at):
+    def pool(layout, x, i, top, bottom, lines, out, at, divisors):
         cols, rows, starts = layout.cols, bottom - top, window_starts(layout)
         source, first, step = x.reshape(x.size), (i * layout.rows + top) * cols, cols
         if layout.pad_cols or starts + layout.window_cols - 1 > cols:
             source, first, step = lines.reshape(lines.size), 0, lines.shape[1]
             for r in range(rows):
                 vector_copy(lines, r * step + layout.pad_cols, x, (i * layout.rows + top + r) * cols, cols)
-        if layout.stride_cols <= 2:
-            stride, n_windows = layout.stride_cols, layout.out_cols
-            combine(out, at, source, first, step, rows, layout.window_cols, stride, n_windows)
+        width, stride, n_windows = layout.window_cols, layout.stride_cols, layout.out_cols
+        if stride <= 2:
+            combine(out, at, source, first, step, rows, width, stride, divisors, n_windows)
         else:
             # As if a window started at each column: in vectors that is faster than the few that do.
             last = len(lines) - 1
-            combine(lines, last * lines.shape[1], source, first, step, rows, layout.window_cols, 1, starts)
+            combine_first(lines, last * lines.shape[1], source, first, step, rows, width, 1, divisors, starts)
             pick(layout, lines[last], out, at)
+            if divides:
+                vector_divide(out, at, divisors, 0, n_windows)
 
     return pool
 
 
-maximum_of_windows, sum_of_windows = pooling(pool_maximum), pooling(pool_sum)
+maximum_of_windows = pooling(pool_maximum, pool_maximum)
+average_of_windows = pooling(pool_average, pool_sum)
 
 
 @kernel_njit
@@ -204,24 +215,12 @@ def place(layout, line, row, row_at):
             line[first + col * layout.stride_cols] = flat[row_at + col]
 
 
-@kernel_njit
-def divide(layout, top, bottom, sums, at, divisors):
-    """Divide the sums of the windows of ``[top, bottom)``; ``divisors`` are those of whole windows."""
-    if layout.divisor == 1:
-        return
-    at_border = bottom - top < layout.window_rows
-    if at_border:
-        fill_divisors(layout, bottom - top, divisors)
-    vector_divide(sums, at, divisors, 0, layout.out_cols)
-    if at_border:
-        fill_divisors(layout, layout.window_rows, divisors)
-
-
 @kernel_inline
 def maximum(layout, i, row, top, bottom, lines, divisors, arrays):
     """`Pool` in mode 'max'."""
     x, out = arrays
-    maximum_of_windows(layout, x, i, top, bottom, lines, out, (i * layout.out_rows + row) * layout.out_cols)
+    at = (i * layout.out_rows + row) * layout.out_cols
+    maximum_of_windows(layout, x, i, top, bottom, lines, out, at, divisors)
 
 
 @kernel_inline
@@ -229,8 +228,7 @@ def average(layout, i, row, top, bottom, lines, divisors, arrays):
     """`Pool` in the other modes."""
     x, out = arrays
     at = (i * layout.out_rows + row) * layout.out_cols
-    sum_of_windows(layout, x, i, top, bottom, lines, out, at)
-    divide(layout, top, bottom, out, at, divisors)
+    average_of_windows(layout, x, i, top, bottom, lines, out, at, divisors)
 
 
 @kernel_inline
@@ -239,9 +237,11 @@ def spread_average(layout, i, row, top, bottom, lines, divisors, arrays):
     output_gradient, gradient = arrays
     length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
     vector_copy(lines, 0, output_gradient, at, layout.out_cols)
-    divide(layout, top, bottom, lines, 0, divisors)
+    vector_divide(lines, 0, divisors, 0, layout.out_cols)
     place(layout, lines[1], lines, 0)
-    pool_sum(lines, 2 * length, lines, length + layout.pad_cols, 0, 1, layout.window_cols, 1, layout.cols)
+    pool_sum(
+        lines, 2 * length, lines, length + layout.pad_cols, 0, 1, layout.window_cols, 1, divisors, layout.cols
+    )
     for r in range(top, bottom):
         vector_add(gradient, (i * layout.rows + r) * layout.cols, lines, 2 * length, layout.cols)
 

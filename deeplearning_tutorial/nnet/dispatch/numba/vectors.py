@@ -134,22 +134,23 @@ vector_add = _elementwise(Emitter.sum, folds=True)
 vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
 
 
-def _pooling(function, nothing):
+def _pooling(function, nothing, divides=False):
     """Make an intrinsic that combines windows by ``function(emitter, a, b)``; ``nothing`` changes nothing."""
 
     @intrinsic
-    def pool(typingctx, out, out_at, x, x_at, row_step, rows, cols, stride, count):
+    def pool(typingctx, out, out_at, x, x_at, row_step, rows, cols, stride, divisors, count):
         """Combine the elements of ``count`` neighbouring windows of ``rows`` rows and ``cols`` columns.
 
         ``out[out_at + i]`` combines ``x[x_at + i * stride + r * row_step + c]`` for r in 0..rows - 1 and c in
-        0..cols - 1. ``stride`` is 1 or 2.
+        0..cols - 1; where it ``divides`` that is divided by ``divisors[i]``. ``stride`` is 1 or 2.
         """
-        signature = types.void(out, types.intp, x, *[types.intp] * 6)
+        signature = types.void(out, types.intp, x, *[types.intp] * 5, divisors, types.intp)
 
         def codegen(context, builder, signature, arguments):
-            out_, out_at, x_, x_at, row_step, rows, cols, window_stride, count = arguments
+            out_, out_at, x_, x_at, row_step, rows, cols, window_stride, divisors_, count = arguments
             emitter = Emitter(context, builder, out.dtype)
             target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            divisor = emitter.pointer(divisors, divisors_, INDEX(0))
             [(vector, _)] = emitter.vectors(2)
 
             def emit(stride):
@@ -162,7 +163,8 @@ def _pooling(function, nothing):
 
                         return emitter.accumulate(cols, totals, combine)
 
-                    return emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)[0]
+                    [total] = emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)
+                    return builder.fdiv(total, load(divisor)) if divides else total
 
                 emitter.for_each_vector(count, target, compute)
 
@@ -174,7 +176,9 @@ def _pooling(function, nothing):
     return pool
 
 
-pool_maximum, pool_sum = _pooling(Emitter.larger, -math.inf), _pooling(Emitter.sum, 0.0)
+pool_maximum = _pooling(Emitter.larger, -math.inf)
+pool_sum = _pooling(Emitter.sum, 0.0)
+pool_average = _pooling(Emitter.sum, 0.0, divides=True)
 
 
 @intrinsic
