@@ -44,10 +44,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     gather_add,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, weighted_sum
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, vector_add, vector_copy, weighted_sums
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 17
+CACHE_VERSION = 18
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -357,10 +357,10 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
                 for tap in range(len(offsets)):
                     factors[tap] = weights[group, tap, k]
                 first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
-                for row in range(layout.out_rows):
-                    weighted_sum(
-                        out, (first + row) * layout.out_cols, image, row * layout.cols,
-                        offsets, factors, layout.out_cols,
+                for row in range(0, layout.out_rows, SUM_ROWS):
+                    weighted_sums(
+                        out, (first + row) * layout.out_cols, layout.out_cols, image, row * layout.cols,
+                        layout.cols, offsets, factors, layout.out_cols, min(SUM_ROWS, layout.out_rows - row),
                     )  # fmt: skip
     keep(scratch)
 

@@ -118,11 +118,11 @@ class Emitter:
         store = cgutils.get_or_insert_function(self.builder.module, signature, name)
         self.builder.call(store, [value, typed, ir.IntType(32)(self.itemsize), mask])
 
-    def for_each_vector(self, count, target, compute):
-        """Set ``count`` elements of ``target``, a vector at a time, to ``compute(load)``.
+    def for_each_vector(self, count, targets, compute):
+        """Set ``count`` elements of each target, a vector at a time, to what ``compute(load)`` lists.
 
         There ``load(pointer, stride=1)`` gives the elements that lie as far from ``pointer`` as those from
-        ``target``, or, for a stride of 2, twice as far.
+        the target, or, for a stride of 2, twice as far.
         """
         builder = self.builder
         [(vector, _)] = self.vectors(2)
@@ -151,12 +151,14 @@ class Emitter:
 
         def one_vector(i, _sums):
             at = builder.mul(i, INDEX(n_lanes))
-            self.store(compute_from(at, read_whole), self.step(target, at))
+            for target, value in zip(targets, compute_from(at, read_whole), strict=True):
+                self.store(value, self.step(target, at))
             return []
 
         self.accumulate(whole, [], one_vector)
         with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
-            self.store_first(compute_from(done, read_rest), self.step(target, done), rest)
+            for target, value in zip(targets, compute_from(done, read_rest), strict=True):
+                self.store_first(value, self.step(target, done), rest)
 
     def sum(self, a, b):
         return self.builder.fadd(a, b)

@@ -17,6 +17,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""
 
+SUM_ROWS = 4
+"""Rows that `weighted_sums` takes at most."""
+
 MASK_LANES = 8
 """Filters that `max_window` takes at once: a byte of the mask."""
 
@@ -119,7 +122,7 @@ def _elementwise(function, folds=False):
             emitter = Emitter(context, builder, out.dtype)
             target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
             sources = [target, source] if folds else [source]
-            emitter.for_each_vector(count, target, lambda load: function(emitter, *map(load, sources)))
+            emitter.for_each_vector(count, [target], lambda load: [function(emitter, *map(load, sources))])
             return context.get_dummy_value()
 
         return signature, codegen
@@ -164,9 +167,9 @@ def _pooling(function, nothing, divides=False):
                         return emitter.accumulate(cols, totals, combine)
 
                     [total] = emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)
-                    return builder.fdiv(total, load(divisor)) if divides else total
+                    return [builder.fdiv(total, load(divisor)) if divides else total]
 
-                emitter.for_each_vector(count, target, compute)
+                emitter.for_each_vector(count, [target], compute)
 
             emitter.choose(window_stride, {1: (1,), 2: (2,)}, emit)
             return context.get_dummy_value()
@@ -218,28 +221,45 @@ def spread_apart(typingctx, out, out_at, x, x_at, count):
 
 
 @intrinsic
-def weighted_sum(typingctx, out, out_at, x, x_at, offsets, factors, count):
-    """Set ``out[out_at + i]``, i in 0..count - 1, to the sum of ``factors[t] * x[x_at + offsets[t] + i]``."""
-    signature = types.void(out, types.intp, x, types.intp, offsets, factors, types.intp)
+def weighted_sums(typingctx, out, out_at, out_step, x, x_at, x_step, offsets, factors, count, rows):
+    """Compute weighted sums of shifted rows, for some rows at once.
+
+    For r in 0..rows - 1 and i in 0..count - 1::
+
+        out[out_at + r * out_step + i] = sum over t < len(offsets) of
+            factors[t] * x[x_at + r * x_step + offsets[t] + i]
+
+    ``rows`` lies in 1..SUM_ROWS.
+    """
+    signature = types.void(
+        out, types.intp, types.intp, x, types.intp, types.intp, offsets, factors, types.intp, types.intp
+    )
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, x_, x_at, offsets_, factors_, count = arguments
+        out_, out_at, out_step, x_, x_at, x_step, offsets_, factors_, count, rows = arguments
         emitter = Emitter(context, builder, out.dtype)
         target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
         offset = emitter.pointer(offsets, offsets_, INDEX(0))
         factor = emitter.pointer(factors, factors_, INDEX(0))
         [(vector, _)] = emitter.vectors(2)
 
-        def compute(load):
-            def add(t, totals):
-                shifted = load(emitter.step(source, emitter.index(emitter.step(offset, t))))
-                weight = emitter.spread(builder.load(emitter.step(factor, t)), vector)
-                return [emitter.multiply_add(weight, shifted, totals[0])]
+        def emit(n):
+            targets = [emitter.step(target, builder.mul(out_step, INDEX(r))) for r in range(n)]
+            sources = [emitter.step(source, builder.mul(x_step, INDEX(r))) for r in range(n)]
 
-            n_terms = emitter.length(offsets, offsets_)
-            return emitter.accumulate(n_terms, [ir.Constant(vector, None)], add)[0]
+            def compute(load):
+                def add(t, totals):
+                    here = emitter.index(emitter.step(offset, t))
+                    weight = emitter.spread(builder.load(emitter.step(factor, t)), vector)
+                    shifted = [load(emitter.step(row, here)) for row in sources]
+                    return [emitter.multiply_add(weight, *pair) for pair in zip(shifted, totals, strict=True)]
 
-        emitter.for_each_vector(count, target, compute)
+                zeros = [ir.Constant(vector, None)] * n
+                return emitter.accumulate(emitter.length(offsets, offsets_), zeros, add)
+
+            emitter.for_each_vector(count, targets, compute)
+
+        emitter.choose(rows, {n: (n,) for n in range(1, SUM_ROWS + 1)}, emit)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -271,9 +291,9 @@ def add_where_equal(typingctx, out, out_at, a, a_at, b, b_at, c, c_at, times, co
                 none = ir.Constant(value.type, None)
                 return [builder.fadd(totals[0], builder.select(equal, value, none))]
 
-            return emitter.accumulate(times, [load(target)], add)[0]
+            return emitter.accumulate(times, [load(target)], add)
 
-        emitter.for_each_vector(count, target, compute)
+        emitter.for_each_vector(count, [target], compute)
         return context.get_dummy_value()
 
     return signature, codegen
