@@ -54,7 +54,7 @@ def conv2d_output_shape(op, input_shape, filters_shape):
     return (input_shape[0], filters_shape[0], *lengths)
 
 
-def check_conv2d_shapes(op, input_shape, filters_shape):
+def check_conv2d_shapes(op, input_shape, filters_shape, gradient_shape=None):
     """Raise ValueError where the known lengths do not fit; None is unknown."""
     channels, per_filter = input_shape[1], filters_shape[1]
     if channels is not None and per_filter is not None and channels != per_filter * op.num_groups:
@@ -67,8 +67,9 @@ def check_conv2d_shapes(op, input_shape, filters_shape):
             f"filters has {filters_shape[0]} filters, which num_groups={op.num_groups} does not divide; "
             "change one of them"
         )
-    out_lengths = conv2d_output_shape(op, input_shape, filters_shape)[2:]
-    for axis, filter_length, length in zip(("rows", "cols"), filters_shape[2:], out_lengths, strict=True):
+    output_shape = conv2d_output_shape(op, input_shape, filters_shape)
+    lengths = zip(("rows", "cols"), filters_shape[2:], output_shape[2:], strict=True)
+    for axis, filter_length, length in lengths:
         if filter_length == 0:
             raise ValueError(
                 f"filters of shape {tuple(filters_shape)} have no {axis}; use filters of at least 1 x 1"
@@ -78,6 +79,11 @@ def check_conv2d_shapes(op, input_shape, filters_shape):
                 f"the output would have no {axis}: input is {tuple(input_shape)}, filters are "
                 f"{tuple(filters_shape)}; use smaller filters, a larger input or padding"
             )
+    if gradient_shape is not None and tuple(gradient_shape) != output_shape:
+        raise ValueError(
+            f"the convolution's output has shape {output_shape}, its gradient, or what is transposed, has "
+            f"{tuple(gradient_shape)}; make them equal"
+        )
 
 
 class _ConvOp(Op):
@@ -193,7 +199,7 @@ class Conv2dGradFilters(_ConvOp):
 
     def perform(self, node, inputs, outputs):
         input, filters, output_gradient = inputs
-        check_conv2d_shapes(self, input.shape, filters.shape)
+        check_conv2d_shapes(self, input.shape, filters.shape, output_gradient.shape)
         gradients = [
             np.tensordot(gradient, windows, axes=([0, 2, 3], [0, 2, 3]))
             for gradient, windows in zip(
@@ -226,7 +232,7 @@ class Conv2dGradInput(_ConvOp):
 
     def perform(self, node, inputs, outputs):
         input, filters, output_gradient = inputs
-        check_conv2d_shapes(self, input.shape, filters.shape)
+        check_conv2d_shapes(self, input.shape, filters.shape, output_gradient.shape)
         pads = self._pads(filters)
         padded = np.zeros(
             (*input.shape[:2], *(n + sum(p) for n, p in zip(input.shape[2:], pads, strict=True))), input.dtype

@@ -51,7 +51,7 @@ def convolve_unshared(op, input, filters):
         pt.as_tensor_variable(apart.reshape((size, 1, filter_rows, filter_cols))),
     )
     if None in known or None in input.type.shape:
-        pixels = _checked(pixels, channels, per_group * groups, out_rows, out_cols, n_filters % groups)
+        pixels = _checked(pixels, channels, per_group * groups, out_rows, out_cols, n_filters, groups)
     pixels = pixels.reshape((batch, groups, taps, positions)).transpose((1, 3, 0, 2))
     weights = filters.reshape((groups, n_filters // groups, positions, taps)).transpose((0, 2, 3, 1))
     maps = pt.matmul(
@@ -75,12 +75,12 @@ def _check_lengths(op, input_shape, filters_shape):
         )
 
 
-def _checked(pixels, channels, needed_channels, out_rows, out_cols, rest):
+def _checked(pixels, channels, needed_channels, out_rows, out_cols, n_filters, groups):
     fits = [
         pt.eq(channels, needed_channels),
         pt.eq(pixels.shape[2], out_rows),
         pt.eq(pixels.shape[3], out_cols),
-        pt.eq(rest, 0),
+        pt.eq(n_filters // groups * groups, n_filters),
     ]
     return CheckAndRaise(
         ValueError,

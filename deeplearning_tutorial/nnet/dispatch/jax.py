@@ -54,11 +54,13 @@ def convolution(op, input, filters):
 
 def conv2d_grad_filters(op, input, filters, output_gradient):
     """Compute `Conv2dGradFilters`."""
+    check_conv2d_shapes(op, input.shape, filters.shape, output_gradient.shape)
     return transpose(partial(convolution, op, input), filters, output_gradient)
 
 
 def conv2d_grad_input(op, input, filters, output_gradient):
     """Compute `Conv2dGradInput`."""
+    check_conv2d_shapes(op, input.shape, filters.shape, output_gradient.shape)
     return transpose(lambda input: convolution(op, input, filters), input, output_gradient)
 
 

@@ -68,7 +68,7 @@ def conv2d(op, input, filters):
 
 def conv2d_grad_filters(op, input, filters, output_gradient):
     """Compute `Conv2dGradFilters`."""
-    check_conv2d_shapes(op, input.shape, filters.shape)
+    check_conv2d_shapes(op, input.shape, filters.shape, output_gradient.shape)
     if is_empty(input, filters):
         return torch.zeros_like(filters)
     pads = conv_pads(op.border_mode, filters.shape[2:], op.filter_dilation)
@@ -78,7 +78,7 @@ def conv2d_grad_filters(op, input, filters, output_gradient):
 
 def conv2d_grad_input(op, input, filters, output_gradient):
     """Compute `Conv2dGradInput`."""
-    check_conv2d_shapes(op, input.shape, filters.shape)
+    check_conv2d_shapes(op, input.shape, filters.shape, output_gradient.shape)
     if is_empty(input, filters):
         return torch.zeros_like(input)
     (top, bottom), (left, right) = conv_pads(op.border_mode, filters.shape[2:], op.filter_dilation)
