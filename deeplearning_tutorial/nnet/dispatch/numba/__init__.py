@@ -2,6 +2,7 @@
 
 from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     conv,
+    conv_gradients,
     conv_pool,
     log_likelihood,
     matrix_product,

@@ -18,21 +18,23 @@ from deeplearning_tutorial.nnet.conv_pool import (
     plain_conv2d,
 )
 from deeplearning_tutorial.nnet.conv_pool import mask_words as words_of
-from deeplearning_tutorial.nnet.dispatch.numba.conv import (
-    BLOCKS,
-    LAYOUT,
+from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate_tile
+from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
     add_pixels,
-    correlate_tile,
-    empty_image,
     empty_partial,
+    runs_of_weights,
+    sum_of_blocks,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
+    BLOCKS,
+    LAYOUT,
+    empty_image,
     in_halves,
     layout_function,
     load_image,
     padded_positions,
-    runs_of_weights,
     store_image,
-    sum_of_blocks,
     tap_offsets,
     tap_weights,
 )
@@ -54,7 +56,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 28
+CACHE_VERSION = 29
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4

@@ -1,0 +1,186 @@
+"""What the kernels of convolution and its gradients share: sizes, and how images and filters lie in memory.
+
+An image is copied channels-last, with its padding, so that the pixels under a row of a filter, of all
+channels, lie side by side. An element of a filter is here called a *tap*; its offset is where its pixel lies,
+counted from the pixel under the filter's first tap. Taps with neighbouring pixels form a *run*: a row of a
+filter, or a single position where the filter is dilated.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+
+from deeplearning_tutorial.nnet.conv import dilated_length
+from deeplearning_tutorial.nnet.dispatch.numba import simd
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
+
+# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes, here or
+# in the modules that import this.
+CACHE_VERSION = 19
+
+# Enough for many cores; few enough that the partial filter gradients stay small.
+BLOCKS = 16
+
+# Filters of a group that would leave most of a tile's vectors empty.
+FEW_FILTERS = 2
+
+# Padding that is known once the filter's length is.
+HALF, FULL = -1, -2
+
+in_halves = kernel_njit(simd.in_halves)
+span_of = kernel_njit(dilated_length)
+
+
+class Layout(NamedTuple):
+    """Sizes that the kernels share: those of one group's image, padded, and of its filters."""
+
+    groups: int
+    channels: int
+    filters: int
+    rows: int
+    cols: int
+    top: int
+    left: int
+    out_rows: int
+    out_cols: int
+    stride_rows: int
+    stride_cols: int
+    run: int
+    """Taps in a run."""
+    half: int
+    """Elements in half a vector register."""
+
+
+LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
+
+
+@kernel_njit
+def padding(pad, span):
+    """Resolve `HALF` and `FULL`."""
+    if pad == HALF:
+        return span // 2
+    return span - 1 if pad == FULL else pad
+
+
+@kernel_njit
+def layout_of(input, filters, pads, subsample, dilation, num_groups):
+    """Return the layout; raise ValueError where the data do not fit."""
+    if input.shape[1] != filters.shape[1] * num_groups:
+        raise ValueError("input and filters do not have matching channels", input.shape, filters.shape)
+    if filters.shape[0] % num_groups:
+        groups = np.int64(num_groups)  # for the reason that `reported` has
+        raise ValueError("num_groups does not divide the number of filters", groups, filters.shape)
+    if filters.shape[2] < 1 or filters.shape[3] < 1:
+        raise ValueError("filters have no rows or no columns", filters.shape)
+    rows_span, cols_span = span_of(filters.shape[2], dilation[0]), span_of(filters.shape[3], dilation[1])
+    top, bottom = padding(pads[0][0], rows_span), padding(pads[0][1], rows_span)
+    left, right = padding(pads[1][0], cols_span), padding(pads[1][1], cols_span)
+    rows, cols = input.shape[2] + top + bottom, input.shape[3] + left + right
+    if rows < rows_span or cols < cols_span:
+        raise ValueError("filters are larger than the input: no output is left", input.shape, filters.shape)
+    channels = filters.shape[1]
+    return Layout(
+        num_groups,
+        channels,
+        filters.shape[0] // num_groups,
+        rows,
+        cols,
+        top,
+        left,
+        (rows - rows_span) // subsample[0] + 1,
+        (cols - cols_span) // subsample[1] + 1,
+        subsample[0],
+        subsample[1],
+        channels * filters.shape[3] if dilation[1] == 1 else channels,
+        REGISTER_BYTES // input.itemsize // 2,
+    )
+
+
+def layout_function(op):
+    """Make ``layout(input, filters)`` for an Op's parameters."""
+    symbolic = {"half": ((HALF, HALF), (HALF, HALF)), "full": ((FULL, FULL), (FULL, FULL))}
+    pads = symbolic[op.border_mode] if isinstance(op.border_mode, str) else op.border_mode
+    subsample, dilation, num_groups = op.subsample, op.filter_dilation, op.num_groups
+
+    @kernel_njit
+    def layout(input, filters):
+        return layout_of(input, filters, pads, subsample, dilation, num_groups)
+
+    return layout
+
+
+@kernel_njit
+def goes_along_maps(layout):
+    """Tell whether vectors of neighbouring positions are better than vectors of filters."""
+    return layout.channels == layout.stride_rows == layout.stride_cols == 1 and layout.filters <= FEW_FILTERS
+
+
+@kernel_njit
+def tap_offsets(layout, filters, dilation):
+    """Offsets of a filter's taps, in the order (rows, cols, channels)."""
+    channels = layout.channels
+    filter_rows, filter_cols = filters.shape[2:]
+    offsets = np.empty(filter_rows * filter_cols * channels, np.int32)
+    for row in range(filter_rows):
+        for col in range(filter_cols):
+            pixel = (row * dilation[0] * layout.cols + col * dilation[1]) * channels
+            for channel in range(channels):
+                offsets[(row * filter_cols + col) * channels + channel] = pixel + channel
+    return offsets
+
+
+@kernel_njit
+def tap_weights(layout, filters, flip):
+    """Copy filters to (groups, taps, filters), the last axis padded with zeros to whole half vectors."""
+    _, channels, rows, cols = filters.shape
+    width = in_halves(layout.filters, layout.half) * layout.half
+    weights = np.zeros((layout.groups, rows * cols * channels, width), filters.dtype)
+    for k in range(len(filters)):
+        for channel in range(channels):
+            for row in range(rows):
+                for col in range(cols):
+                    from_row = rows - 1 - row if flip else row
+                    from_col = cols - 1 - col if flip else col
+                    tap = (row * cols + col) * channels + channel
+                    weights[k // layout.filters, tap, k % layout.filters] = filters[
+                        k, channel, from_row, from_col
+                    ]
+    return weights
+
+
+@kernel_njit
+def padded_positions(positions):
+    """``positions`` rounded up to a multiple of TILE_COLUMNS."""
+    return (positions + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+
+
+@kernel_njit
+def empty_image(layout, extra, like):
+    """Zeros for a padded image, channels-last and flat, and ``extra`` elements for vectors to run over."""
+    return np.zeros(layout.rows * layout.cols * layout.channels + extra, like.dtype)
+
+
+@kernel_njit
+def load_image(layout, maps, image):
+    """Copy (channels, rows, cols) into the flat image, inside its padding."""
+    channels, rows, cols = maps.shape
+    for row in range(rows):
+        first = ((row + layout.top) * layout.cols + layout.left) * channels
+        if channels == 1:
+            vector_copy(image, first, maps, row * cols, cols)
+        else:
+            transpose(image, first, channels, maps, row * cols, rows * cols, channels, cols)
+
+
+@kernel_njit
+def store_image(layout, image, maps):
+    """Copy what is inside the padding back to (channels, rows, cols)."""
+    channels, rows, cols = maps.shape
+    for row in range(rows):
+        first = ((row + layout.top) * layout.cols + layout.left) * channels
+        transpose(maps, row * cols, rows * cols, image, first, channels, cols, channels)
