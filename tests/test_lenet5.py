@@ -10,17 +10,15 @@ from deeplearning_tutorial.lenet5 import train_lenet5
 from deeplearning_tutorial.lenet5_layers import connections_1998
 from deeplearning_tutorial.models import read_model
 
-# Everything but the defaults that are tested elsewhere; a few large minibatches, computed in NumPy.
+# Little is left at its default; tanh computes fastest where nothing is compiled.
 SMALL = {
-    "dataset": sample_path(),
     "nkerns": (6, 16, 10),
-    "batch_size": 500,
+    "batch_size": 25,
     "n_hidden": 12,
     "learning_rate": 0.3,
     "filter_sizes": (7, 3, 4),
     "pool_sizes": (3, 2),
     "pooling": "1998",
-    "activation": "scaled_tanh",
     "connection": "1998",
     "seed": 7,
 }
@@ -30,6 +28,7 @@ NAMES += ["C5.W", "C5.b", "F6.W", "F6.b", "output.W", "output.b"]
 
 @pytest.fixture(scope="module", autouse=True)
 def uncompiled():
+    """Compute Op by Op in NumPy."""
     with pytensor.config.change_flags(mode="FAST_COMPILE"):
         yield
 
@@ -40,18 +39,26 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(record, folder):
+def digits(folder):
+    """A twentieth of the sample."""
+    with np.load(sample_path()) as stored:
+        np.savez(folder / "digits.npz", **{name: array[: len(array) // 20] for name, array in stored.items()})
+    return folder / "digits.npz"
+
+
+@pytest.fixture(scope="module")
+def run(record, folder, digits):
     """Two epochs without a stop."""
     files = {"save": folder / "m.npz", "checkpoint": folder / "c.npz", "log": folder / "l.csv"}
-    return record(lenet5, train_lenet5, n_epochs=2, **SMALL, **files)
+    return record(lenet5, train_lenet5, n_epochs=2, dataset=digits, **SMALL, **files)
 
 
 def test_two_epochs_on_the_sample_learn(run):
     result = run.result
     assert (result.epochs, result.minibatches, len(run.costs)) == (2, (6, 2, 2), 12)
     # A tenth for each class at first, since the softmax starts at zero.
-    assert run.costs[0] == pytest.approx(np.log(10), rel=1e-6) and run.costs[-1] < 1.7
-    assert result.best_validation_error < 0.5
+    assert run.costs[0] == pytest.approx(np.log(10), rel=1e-6)
+    assert result.history[-1].validation_error < 0.8
     lines = run.stdout.splitlines()
     assert lines[:3] == ["... loading data", "... building the model", "... training"]
     assert lines[3].startswith("epoch 1, minibatch 6/6, validation error ")
@@ -74,7 +81,7 @@ def test_the_initial_weights_are_the_seeds_and_unconnected_ones_stay_zero(run):
 def test_a_saved_model_is_read_with_its_settings_and_predicts_as_in_training(run, folder, sample):
     model = read_model(folder / "m.npz")
     assert model.script == "lenet5" and model.arguments["filter_sizes"] == [7, 3, 4]
-    x, y = sample[2]
+    x, y = (array[:50] for array in sample[2])
     probabilities = model.probabilities(x)
     assert (probabilities.argmax(axis=1) != y).mean() == pytest.approx(run.result.test_error)
     np.testing.assert_array_equal(read_model(folder / "c.npz").probabilities(x[:5]), probabilities[:5])
@@ -82,16 +89,17 @@ def test_a_saved_model_is_read_with_its_settings_and_predicts_as_in_training(run
     assert shapes == {"C1": (6, 26, 26), "S2": (6, 12, 12), "C3": (16, 10, 10), "S4": (16, 5, 5)}
 
 
-def test_a_run_that_is_resumed_ends_as_if_it_had_not_stopped(run, folder, record, tmp_path):
+def test_a_run_that_is_resumed_ends_as_if_it_had_not_stopped(run, folder, digits, record, tmp_path):
     checkpoint = tmp_path / "c.npz"
-    record(lenet5, train_lenet5, n_epochs=1, **SMALL, checkpoint=checkpoint)
-    resumed = record(lenet5, train_lenet5, n_epochs=2, **SMALL, checkpoint=checkpoint, resume=True)
+    options = {"dataset": digits, "checkpoint": checkpoint} | SMALL
+    record(lenet5, train_lenet5, n_epochs=1, **options)
+    resumed = record(lenet5, train_lenet5, n_epochs=2, **options, resume=True)
     assert resumed.costs == run.costs[6:]
     ends = read_checkpoint(checkpoint).parameters, read_checkpoint(folder / "c.npz").parameters
     for name in NAMES:
         np.testing.assert_array_equal(*(end[name] for end in ends))
     with pytest.raises(ValueError, match="pooling is '1998' there and 'sum' here"):
-        train_lenet5(n_epochs=2, **SMALL | {"pooling": "sum"}, checkpoint=checkpoint, resume=True)
+        record(lenet5, train_lenet5, n_epochs=2, **options | {"pooling": "sum"}, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,8 @@ def convolved(x, W):
 def windows(maps, size, stride):
     """Every window's elements on the last axis: (batch, maps, rows', cols', elements)."""
     view = np.lib.stride_tricks.sliding_window_view(maps, size, axis=(2, 3))
-    return view[:, :, :: stride[0], :: stride[1]].reshape(
-        *view[:, :, :: stride[0], :: stride[1]].shape[:4], -1
-    )
+    view = view[:, :, :: stride[0], :: stride[1]]
+    return view.reshape(*view.shape[:4], -1)
 
 
 @pytest.fixture(autouse=True)
