@@ -13,6 +13,7 @@ _HOMES = {
     "LeNetConvPoolLayer": "convolutional_mlp",
     "evaluate_lenet5": "convolutional_mlp",
     "experiment": "convolutional_mlp",
+    "train_lenet5": "lenet5",
 }
 
 __all__ = sorted(_HOMES)

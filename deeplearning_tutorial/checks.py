@@ -20,6 +20,12 @@ def check_positive_ints(name, value, length, example):
         )
 
 
+def check_choice(name, value, choices):
+    """Raise ValueError unless ``value`` is one of the strings ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, choices))}")
+
+
 def check_rate(name, value, example, minimum_excluded=True):
     """Return ``value`` as a float; raise ValueError unless it is finite and above zero (or at least zero).
 

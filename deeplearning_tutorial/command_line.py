@@ -25,7 +25,7 @@ _FILES = {"dataset", "save", "checkpoint", "resume", "log"}
 _INTERRUPTED = 130
 
 
-def run(function, description, published, minibatches):
+def run(function, description, published, minibatches, *, summary=None):
     """Parse ``sys.argv``, train, and compare with the tutorial's published figures.
 
     Parameters
@@ -39,9 +39,20 @@ def run(function, description, published, minibatches):
         The tutorial's figures: "validation error" and "test error" in percent, "epochs" or "iteration".
     minibatches : tuple of int
         Minibatches per split of the full MNIST; figures from less data are not compared.
+    summary : callable, optional
+        Takes the arguments that were given, by name, and returns the text that the flag ``--summary`` prints
+        instead of training.
     """
-    arguments = vars(_parser(function, description).parse_args())
+    parser = _parser(function, description)
+    if summary is not None:
+        parser.add_argument(
+            "--summary",
+            action="store_true",
+            help="Print the layers, their outputs, parameters and connections, and exit; no data is read.",
+        )
+    arguments = vars(parser.parse_args())
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
+    summary_only = arguments.pop("summary", False)
     _set_floatX(arguments.pop("floatX", None))
     if "mode" in arguments:
         _set_mode(arguments.pop("mode"))
@@ -50,6 +61,9 @@ def run(function, description, published, minibatches):
     defaults_used = not arguments.keys() - _FILES
     interrupt = None
     try:
+        if summary_only:
+            print(summary(**arguments))
+            return
         if "dataset" not in arguments:
             arguments["dataset"] = _mnist_or_sample()
         with _lines_to(quiet, as_json):

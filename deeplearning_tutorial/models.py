@@ -1,7 +1,7 @@
 """Saved models, built again from their files.
 
-A file tells its script and holds every parameter by name, so the shapes give the sizes. A new script is a new
-entry in `ARCHITECTURES`.
+A file tells its script and holds every parameter by name, so the shapes give the sizes; what they do not give
+is among the script's arguments, which it tells, too. A new script is a new entry in `ARCHITECTURES`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from deeplearning_tutorial import convolutional_mlp, logistic_sgd, mlp
+from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
 from deeplearning_tutorial.checkpoint import is_checkpoint, read_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
@@ -32,21 +32,30 @@ class Architecture:
     Attributes
     ----------
     layers : tuple of str
-        Names of its layers, each with a vector ``b`` of as many elements as the layer has units; the last
-        layer's units are the classes.
+        Names of the layers whose units are free to choose, each with a vector ``b`` of as many elements; the
+        last layer's units are the classes.
     shapes : callable
-        Takes the units of each layer, returns the shape of every parameter by name.
+        Takes the units of each layer, and the ``settings`` by keyword; returns the shape of every parameter
+        by name, or raises ValueError.
     build : callable
-        Takes a random number generator for initial weights, the images as a matrix of `BATCH_SIZE` rows, and
-        the units of each layer; returns the layers by name.
+        Takes a random number generator for initial weights, the images as a matrix, whose number of rows is
+        known, the units of each layer, and the ``settings`` by keyword; returns the layers by name.
     published : dict
-        The tutorial's figures, as the script has them.
+        The tutorial's or the paper's figures, as the script has them.
+    settings : tuple of str
+        Arguments of the script that the parameters' shapes do not tell; one that a file lacks keeps its
+        default.
     """
 
     layers: tuple[str, ...]
     shapes: Callable
     build: Callable
     published: dict
+    settings: tuple[str, ...] = ()
+
+    def settings_in(self, arguments):
+        """Pick the ``settings`` from a script's arguments."""
+        return {name: arguments[name] for name in self.settings if name in arguments}
 
 
 def _logistic_sgd_shapes(n_out):
@@ -88,13 +97,27 @@ def _convolutional_mlp_shapes(nkerns0, nkerns1, n_hidden, n_out):
 
 
 def _build_convolutional_mlp(rng, x, nkerns0, nkerns1, n_hidden, n_out):
-    images = x.reshape((BATCH_SIZE, 1, 28, 28))
-    layer0 = LeNetConvPoolLayer(rng, images, (nkerns0, 1, 5, 5), (BATCH_SIZE, 1, 28, 28))
-    layer1 = LeNetConvPoolLayer(rng, layer0.output, (nkerns1, nkerns0, 5, 5), (BATCH_SIZE, nkerns0, 12, 12))
-    layer2_input = layer1.output.reshape((BATCH_SIZE, nkerns1 * 4 * 4))
+    batch_size = x.type.shape[0]
+    images = x.reshape((batch_size, 1, 28, 28))
+    layer0 = LeNetConvPoolLayer(rng, images, (nkerns0, 1, 5, 5), (batch_size, 1, 28, 28))
+    layer1 = LeNetConvPoolLayer(rng, layer0.output, (nkerns1, nkerns0, 5, 5), (batch_size, nkerns0, 12, 12))
+    layer2_input = layer1.output.reshape((batch_size, nkerns1 * 4 * 4))
     layer2 = HiddenLayer(rng, layer2_input, nkerns1 * 4 * 4, n_hidden)
     layer3 = LogisticRegression(layer2.output, n_hidden, n_out)
     return {"layer0": layer0, "layer1": layer1, "layer2": layer2, "layer3": layer3}
+
+
+def _lenet5(nkerns0, nkerns1, nkerns2, n_hidden, _n_out, **settings):
+    sizes = {"nkerns": (nkerns0, nkerns1, nkerns2), "n_hidden": n_hidden}
+    return lenet5.architecture_of(settings | sizes)
+
+
+def _lenet5_shapes(*units, **settings):
+    return _lenet5(*units, **settings).parameter_shapes()
+
+
+def _build_lenet5(rng, x, *units, **settings):
+    return _lenet5(*units, **settings).build(rng, x, x.type.shape[0])
 
 
 ARCHITECTURES = {
@@ -107,6 +130,13 @@ ARCHITECTURES = {
         _convolutional_mlp_shapes,
         _build_convolutional_mlp,
         convolutional_mlp.PUBLISHED,
+    ),
+    "lenet5": Architecture(
+        ("C1", "C3", "C5", "F6", "output"),
+        _lenet5_shapes,
+        _build_lenet5,
+        lenet5.PUBLISHED,
+        ("filter_sizes", "pool_sizes", "pool_strides", "pooling", "activation", "connection"),
     ),
 }
 
@@ -163,14 +193,21 @@ class Model:
             found[start : start + BATCH_SIZE] = self._function(padded)[: len(batch)]
         return found
 
+    def layers(self, x):
+        """Build the layers over ``x``, a matrix of the known shape ``(batch, 784)``; return them by name."""
+        architecture = ARCHITECTURES[self.script]
+        with pytensor.config.change_flags(floatX=self.floatX):
+            settings = architecture.settings_in(self.arguments)
+            layers = architecture.build(np.random.RandomState(0), x, *self.units, **settings)
+            for name, variable in named_parameters(**layers).items():
+                variable.set_value(self.parameters[name].astype(self.floatX))
+        return layers
+
     @cached_property
     def _function(self):
         with pytensor.config.change_flags(floatX=self.floatX):
             x = pt.matrix("x", shape=(BATCH_SIZE, N_PIXELS))
-            layers = ARCHITECTURES[self.script].build(np.random.RandomState(0), x, *self.units)
-            for name, variable in named_parameters(**layers).items():
-                variable.set_value(self.parameters[name].astype(self.floatX))
-            *_, classifier = layers.values()
+            *_, classifier = self.layers(x).values()
             return pytensor.function([x], classifier.p_y_given_x)
 
 
@@ -218,6 +255,7 @@ def model_of(script, parameters, arguments=None):
         A key of `ARCHITECTURES`.
     parameters : dict of str to numpy.ndarray
     arguments : dict, optional
+        Those of the training function, as far as they are known.
 
     Returns
     -------
@@ -230,8 +268,9 @@ def model_of(script, parameters, arguments=None):
     """
     if not isinstance(script, str) or script not in ARCHITECTURES:
         raise ValueError(f"it is a model of the script {script!r}; known are {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[script]
-    expected = _expected_shapes(architecture, parameters)
+    if arguments is not None and not isinstance(arguments, dict):
+        raise ValueError(f"its arguments are {arguments!r}; use a file that a script saved")
+    expected = _expected_shapes(ARCHITECTURES[script], parameters, arguments or {})
     if parameters.keys() != expected.keys():
         raise ValueError(
             f"it holds {', '.join(parameters) or 'nothing'}, a model of {script} has {', '.join(expected)}; "
@@ -249,16 +288,16 @@ def model_of(script, parameters, arguments=None):
     return Model(script, {name: parameters[name] for name in expected}, arguments or {})
 
 
-def _expected_shapes(architecture, parameters):
+def _expected_shapes(architecture, parameters, arguments):
     # A bias that is missing or empty stands for one unit: the names or the shape will not fit.
     units = [max(np.size(parameters.get(f"{layer}.b", 0)), 1) for layer in architecture.layers[:-1]]
-    return architecture.shapes(*units, N_CLASSES)
+    return architecture.shapes(*units, N_CLASSES, **architecture.settings_in(arguments))
 
 
 def _script_of(parameters):
     """Tell from the parameters' names which script saved them."""
     for script, architecture in ARCHITECTURES.items():
-        if _expected_shapes(architecture, parameters).keys() == parameters.keys():
+        if _expected_shapes(architecture, parameters, {}).keys() == parameters.keys():
             return script
     raise ValueError(
         f"it holds {', '.join(parameters) or 'nothing'}, which are the parameters of none of "

@@ -27,6 +27,7 @@ _TITLES = {
     "logistic_sgd": "Logistic regression on MNIST",
     "mlp": "A multilayer perceptron on MNIST",
     "convolutional_mlp": "LeNet on MNIST",
+    "lenet5": "LeNet-5 on MNIST",
 }
 _N_WRONG = 20
 
@@ -78,7 +79,7 @@ def write_report(checkpoint, output=None, *, dataset=None, digit=0):
         _settings(run),
         _curves(run),
         _weights(model),
-        *([_followed(model, test, x, digit)] if run.script == "convolutional_mlp" else []),
+        *([_followed(model, test, x, digit)] if run.script in ("convolutional_mlp", "lenet5") else []),
         _confusions(test),
         *([_wrong(test, x)] if test.n_wrong else []),
     ]
@@ -111,10 +112,13 @@ def _test_set(checkpoint, run, dataset):
 
 def _settings(run):
     result, published = run.result, ARCHITECTURES[run.script].published
+    measured = {"test error": result.test_error, "validation error": result.best_validation_error}
     reached = {
-        "test error": f"{100 * result.test_error:.2f}\xa0% (published: {published['test error']:.2f}\xa0%)",
-        "validation error": f"{100 * result.best_validation_error:.2f}\xa0% "
-        f"(published: {published['validation error']:.2f}\xa0%)",
+        name: f"{100 * error:.2f}\xa0%"
+        + (f" (published: {published[name]:.2f}\xa0%)" if name in published else "")
+        for name, error in measured.items()
+    }
+    reached |= {
         "best iteration": result.best_iteration,
         "iterations": run.iteration,
         "epochs": result.epochs,
@@ -171,17 +175,15 @@ def _followed(model, test, x, digit):
     ]
     for name, maps in feature_maps(model, image).items():
         n, rows, cols = maps.shape
-        how = (
-            "the largest of each 2x2 of the maps before"
-            if name in ("S2", "S4")
-            else "convolution, bias and tanh"
-        )
+        # Activations such as relu have no largest value.
+        largest = max(1.0, float(abs(maps).max()))
         pictures.append(
             Picture(
                 name,
-                plots.tiles((maps + 1) / 2, scale_each=False),
+                plots.tiles((maps / largest + 1) / 2, scale_each=False),
                 f"{n} feature maps of {name}, {rows}x{cols} each.",
-                f"{name}: {n} feature maps of {rows}x{cols}, {how}. Black is -1, grey 0, white 1.",
+                f"{name}: {n} feature maps of {rows}x{cols}, {_how(name, model)}. "
+                f"Black is {-largest:.3g}, grey 0, white {largest:.3g}.",
             )
         )
     text = (
@@ -189,6 +191,23 @@ def _followed(model, test, x, digit):
         f"{100 * test.probabilities[digit].max():.1f}\xa0%; it is a {label}."
     )
     return Section("A digit on its way through the network", text, tuple(pictures))
+
+
+def _how(name, model):
+    """Say how the maps of a layer are computed; what the tutorial's LeNet does is the default of LeNet-5."""
+    settings = ARCHITECTURES[model.script].settings_in(model.arguments)
+    activation = settings.get("activation", "tanh").replace("_", " ")
+    if name in ("C1", "C3"):
+        return f"convolution, bias and {activation}"
+    index = ("S2", "S4").index(name)
+    size = settings.get("pool_sizes", (2, 2))[index]
+    what = {
+        "max": "the largest",
+        "average": "the average",
+        "sum": "the sum",
+        "1998": f"coefficient, bias and {activation} of the sum",
+    }[settings.get("pooling", "max")]
+    return f"{what} of each {size}x{size} of the maps before"
 
 
 def _confusions(test):

@@ -5,6 +5,7 @@ import pytensor
 import pytest
 
 from deeplearning_tutorial.checks import (
+    check_choice,
     check_positive_int,
     check_positive_ints,
     check_rate,
@@ -35,6 +36,14 @@ def test_anything_but_a_sequence_of_the_right_length_is_refused(value):
     with pytest.raises(ValueError) as caught:
         check_positive_ints("ns", value, 2, (5, 6))
     assert str(caught.value) == f"ns={value!r} is not a tuple of 2 integers; use e.g. ns=(5, 6)"
+
+
+@pytest.mark.parametrize("value", ["mean", "", None, 3, ["max"]])
+def test_anything_but_one_of_the_choices_is_refused_and_they_are_listed(value):
+    check_choice("mode", "sum", {"max": 1, "sum": 2})
+    with pytest.raises(ValueError) as caught:
+        check_choice("mode", value, ("max", "sum"))
+    assert str(caught.value) == f"mode={value!r} is unknown; use one of 'max', 'sum'"
 
 
 @pytest.mark.parametrize("value", [0.25, np.float32(0.25), np.float64(0.25), Fraction(1, 4)])

@@ -10,13 +10,22 @@ from pathlib import Path
 import pytensor
 import pytest
 
-from deeplearning_tutorial import command_line, convolutional_mlp, datasets, download, logistic_sgd, mlp
+from deeplearning_tutorial import (
+    command_line,
+    convolutional_mlp,
+    datasets,
+    download,
+    lenet5,
+    logistic_sgd,
+    mlp,
+)
 from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, TrainingResult, Validation
 
 TRAINING = {
     "logistic_sgd": (logistic_sgd, logistic_sgd.sgd_optimization_mnist),
     "mlp": (mlp, mlp.test_mlp),
     "convolutional_mlp": (convolutional_mlp, convolutional_mlp.evaluate_lenet5),
+    "lenet5": (lenet5, lenet5.train_lenet5),
 }
 PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74, "iteration": 2070000}
 calls = []
@@ -149,6 +158,8 @@ def test_a_scripts_help_names_every_parameter(monkeypatch, capsys, name):
             {"validation error": 0.91, "test error": 0.92, "iteration": 17800},
             (100, 20, 20),
         ),
+        # LeCun et al., 1998, after 20 epochs of 60,000 images.
+        ("lenet5", {"test error": 0.95}, (1000, 200, 200)),
     ],
 )
 def test_each_script_hands_over_its_function_and_the_published_figures(
@@ -162,7 +173,8 @@ def test_each_script_hands_over_its_function_and_the_published_figures(
     assert given.__name__ == function.__name__
     assert doc == module.__doc__ and f"python -m deeplearning_tutorial.{name}" in doc
     assert figures == published
-    assert options == {"minibatches": minibatches}
+    assert options.pop("minibatches") == minibatches
+    assert list(options) == (["summary"] if name == "lenet5" else [])
 
 
 @pytest.mark.parametrize(
@@ -288,6 +300,21 @@ def test_where_the_data_lies_and_what_is_kept_does_not_matter_to_the_comparison(
 def test_with_other_arguments_nothing_is_compared(run, capsys, arguments):
     run(*arguments)
     assert capsys.readouterr() == ("epoch 1\n", "")
+
+
+def test_a_summary_is_all_that_is_printed_and_nothing_is_trained(no_mnist, monkeypatch, capsys):
+    calls.clear()
+    monkeypatch.chdir(no_mnist)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--summary", "--n-steps", "7"])
+    with pytensor.config.change_flags(floatX="float32"):
+        command_line.run(train, "", {}, (), summary=lambda **arguments: f"layers of {arguments}")
+    assert capsys.readouterr() == ("layers of {'n_steps': 7}\n", "") and not calls
+
+
+def test_a_summary_of_what_does_not_fit_ends_with_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lenet5.py", "--summary", "--filter-sizes", "7", "5", "5"])
+    with pytensor.config.change_flags(floatX="float32"), pytest.raises(SystemExit, match="C5 are 5x5, S4"):
+        command_line.run(lenet5.train_lenet5, "", {}, (), summary=lenet5.summary)
 
 
 def test_with_less_data_nothing_is_compared(run, capsys):

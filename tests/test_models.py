@@ -9,7 +9,12 @@ from deeplearning_tutorial.models import ARCHITECTURES, model_of, read_model
 from deeplearning_tutorial.parameters import save_parameters
 from deeplearning_tutorial.results import TrainingResult, Validation
 
-UNITS = {"logistic_sgd": (10,), "mlp": (7, 10), "convolutional_mlp": (2, 3, 5, 10)}
+UNITS = {
+    "logistic_sgd": (10,),
+    "mlp": (7, 10),
+    "convolutional_mlp": (2, 3, 5, 10),
+    "lenet5": (2, 3, 4, 5, 10),
+}
 
 
 def parameters_of(script, dtype="float32", seed=1):
@@ -34,16 +39,22 @@ def scores(script, parameters, images):
         for layer in ("layer0", "layer1"):
             below = np.array([pooled(maps, values[f"{layer}.W"], values[f"{layer}.b"]) for maps in below])
         below = np.tanh(below.reshape(len(below), -1) @ values["layer2.W"] + values["layer2.b"])
+    if script == "lenet5":
+        below = np.pad(below.reshape(-1, 1, 28, 28), ((0, 0), (0, 0), (2, 2), (2, 2)))
+        for layer, side in (("C1", 2), ("C3", 2), ("C5", 1)):
+            parameters = values[f"{layer}.W"], values[f"{layer}.b"]
+            below = np.array([pooled(maps, *parameters, side) for maps in below])
+        below = np.tanh(below.reshape(len(below), -1) @ values["F6.W"] + values["F6.b"])
     if script == "mlp":
         below = np.tanh(below @ values["hiddenLayer.W"] + values["hiddenLayer.b"])
     W, b = list(values.values())[-2:]
     return below @ W + b
 
 
-def pooled(maps, W, b):
+def pooled(maps, W, b, side=2):
     convolved = [sum(convolve2d(*pair, "valid") for pair in zip(maps, filters, strict=True)) for filters in W]
     _, rows, cols = np.shape(convolved)
-    windows = np.reshape(convolved, (len(W), rows // 2, 2, cols // 2, 2))
+    windows = np.reshape(convolved, (len(W), rows // side, side, cols // side, side))
     return np.tanh(windows.max(axis=(2, 4)) + b[:, None, None])
 
 
@@ -58,7 +69,7 @@ def test_a_model_gives_the_probabilities_of_plain_numpy_in_the_files_precision(
     assert (model.script, model.floatX, model.arguments) == (script, floatX, {})
     assert tuple(model.units) == UNITS[script]
     # More than a minibatch, and not a whole number of them.
-    images = sample[2][0][:503] if script != "convolutional_mlp" else sample[2][0][:3]
+    images = sample[2][0][:503] if script in ("logistic_sgd", "mlp") else sample[2][0][:3]
     found = model.probabilities(images)
     z = np.exp(scores(script, parameters, images))
     np.testing.assert_allclose(found, z / z.sum(axis=1, keepdims=True), rtol=rtol)
@@ -115,6 +126,8 @@ def refused(path):
         ("convolutional_mlp", "layer0.W", (2, 1, 5)),
         ("convolutional_mlp", "layer2.W", (3 * 5 * 5, 5)),
         ("convolutional_mlp", "layer2.W", (0, 10**9)),
+        ("lenet5", "C5.W", (4, 3, 4, 4)),
+        ("lenet5", "F6.b", (6,)),
     ],
 )
 def test_shapes_that_do_not_fit_together_are_refused_by_name(tmp_path, no_compiling, script, name, shape):
@@ -169,8 +182,48 @@ def test_the_shapes_are_those_of_the_layers_that_are_built(script):
     architecture = ARCHITECTURES[script]
     x = pytensor.tensor.matrix("x", shape=(models.BATCH_SIZE, 784))
     layers = architecture.build(np.random.RandomState(0), x, *UNITS[script])
-    assert tuple(layers) == architecture.layers
+    assert tuple(name for name, layer in layers.items() if layer.params) == architecture.layers
     built = models.named_parameters(**layers)
     assert {name: variable.type.shape for name, variable in built.items()} == architecture.shapes(
         *UNITS[script]
     )
+
+
+SETTINGS = {"filter_sizes": [3, 4, 5], "pooling": "sum", "activation": "relu", "learning_rate": 0.5}
+
+
+def lenet5_file(path, arguments):
+    shapes = ARCHITECTURES["lenet5"].shapes(*UNITS["lenet5"], filter_sizes=(3, 4, 5))
+    values = {name: np.full(shape, 0.01, "float32") for name, shape in shapes.items()}
+    save_parameters(path, values, about={"script": "lenet5", "arguments": arguments})
+    return path
+
+
+def test_a_lenet5_is_built_by_the_settings_that_its_file_tells(tmp_path, uncompiled):
+    model = read_model(lenet5_file(tmp_path / "m.npz", SETTINGS))
+    layers = model.layers(pytensor.tensor.matrix("x", shape=(1, 784)))
+    shapes = [layers[name].output.type.shape[1:] for name in ("C1", "S2", "C3", "S4", "C5", "F6")]
+    assert shapes == [(2, 30, 30), (2, 15, 15), (3, 12, 12), (3, 6, 6), (4, 2, 2), (5,)]
+    # White images: 9 weights a unit, then the sum of 4, and so on; relu leaves what is positive as it is.
+    c1 = 9 * 0.01 + 0.01
+    c3 = 2 * 16 * 0.01 * 4 * c1 + 0.01
+    output = layers["S4"].output.eval({layers["C1"].input: np.ones((1, 1, 32, 32), "float32")})
+    np.testing.assert_allclose(output, np.full((1, 3, 6, 6), 4 * c3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, r"C1.W is float32 of shape \(2, 1, 3, 3\); .* of shape \(2, 1, 5, 5\)"),
+        (SETTINGS | {"pooling": "1998"}, "a model of lenet5 has C1.W, C1.b, S2.coefficient, "),
+        (SETTINGS | {"pooling": ["max"]}, r"pooling=\['max'\] is unknown"),
+        (SETTINGS | {"filter_sizes": [3, 4, 10**30]}, "the filters of C5 are 1000"),
+        (SETTINGS | {"filter_sizes": "345"}, "filter_sizes='345' is not a tuple of 3 integers"),
+        (SETTINGS | {"pool_strides": [2, 10**30]}, "would leave gaps between them"),
+        (SETTINGS | {"connection": "1998"}, "does not fit connection='1998'"),
+        ([3, 4, 5], r"its arguments are \[3, 4, 5\]; use a file that a script saved"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(tmp_path, no_compiling, arguments, message):
+    with pytest.raises(ValueError, match=f"m.npz does not fit: .*{message}"):
+        read_model(lenet5_file(tmp_path / "m.npz", arguments))

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 
 import deeplearning_tutorial
-from deeplearning_tutorial import convolutional_mlp, logistic_sgd, mlp
+from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
 
 # The tutorial's parameters in its order, then, after a star, what is only here.
 SIGNATURES = {
@@ -35,6 +35,13 @@ SIGNATURES = {
         "*, seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
     ),
     "experiment": (convolutional_mlp, "(state, channel)"),
+    "train_lenet5": (
+        lenet5,
+        "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(6, 16, 120), batch_size=50, "
+        "*, n_hidden=84, filter_sizes=(5, 5, 5), pool_sizes=(2, 2), pool_strides=(2, 2), pooling='max', "
+        "activation='tanh', connection='full', "
+        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 
@@ -23,7 +24,12 @@ from deeplearning_tutorial.page import Picture, Section, Table, page
 from deeplearning_tutorial.report import main, write_report
 from deeplearning_tutorial.results import TrainingResult, Validation
 
-UNITS = {"logistic_sgd": (10,), "mlp": (7, 10), "convolutional_mlp": (2, 3, 5, 10)}
+UNITS = {
+    "logistic_sgd": (10,),
+    "mlp": (7, 10),
+    "convolutional_mlp": (2, 3, 5, 10),
+    "lenet5": (2, 3, 4, 5, 10),
+}
 PICTURES = {
     "logistic_sgd": ["confusions", "first-layer", "learning-curves", "wrong-digits"],
     "convolutional_mlp": [
@@ -31,6 +37,7 @@ PICTURES = {
     ],
 }
 PICTURES["mlp"] = PICTURES["logistic_sgd"]
+PICTURES["lenet5"] = PICTURES["convolutional_mlp"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DEMANDED = "DEEPLEARNING_TUTORIAL_BROWSER"
 
@@ -134,6 +141,25 @@ def test_the_alternative_texts_tell_what_the_pictures_show(write):
     assert "2 feature maps of C1, 24x24 each. 2 feature maps of S2, 12x12 each." in alts
     assert "3 feature maps of C3, 8x8 each. 3 feature maps of S4, 4x4 each." in alts
     assert "The 20 digits misclassified with most confidence: a " in alts
+
+
+def test_the_captions_of_a_lenet5_tell_what_its_layers_compute(write, monkeypatch):
+    settings = {"activation": "scaled_tanh", "pooling": "sum"}
+    settings |= {"pool_sizes": [4, 2], "filter_sizes": [5, 3, 3]}
+    before = run_of
+
+    def run_with_settings(*args, **kwargs):
+        run = before(*args, **kwargs)
+        shapes = ARCHITECTURES["lenet5"].shapes(*UNITS["lenet5"], **settings)
+        run.result.best_parameters.update({n: np.full(s, 0.5, "float32") for n, s in shapes.items()})
+        return replace(run, arguments=settings)
+
+    monkeypatch.setitem(globals(), "run_of", run_with_settings)
+    text = unescape(write_report(write("lenet5")).read_text("utf-8")).replace("\xa0", " ")
+    assert "(published: 0.95 %)" in text and "25.00 %</td>" in text
+    assert "convolution, bias and scaled tanh. Black is -1.7" in text
+    assert "S2: 2 feature maps of 13x13, the sum of each 4x4 of the maps before" in text
+    assert "S4: 3 feature maps of 5x5, the sum of each 2x2 of the maps before" in text
 
 
 @pytest.mark.parametrize(

@@ -103,17 +103,6 @@ def test_lenet5_has_the_papers_totals():
     assert sum(layer.connections for layer in layers) == 340_908
 
 
-def test_each_map_of_c3_takes_three_four_or_six_maps_as_in_the_papers_table():
-    table = examples.c3_inputs()
-    assert table.sum(axis=0).tolist() == [3] * 6 + [4] * 9 + [6]
-    assert table.sum(axis=1).tolist() == [10] * 6
-    assert [np.flatnonzero(column).tolist() for column in table.T[12:15]] == [
-        [0, 1, 3, 4],
-        [1, 2, 4, 5],
-        [0, 2, 3, 5],
-    ]
-
-
 def test_the_matrix_product_is_the_convolution():
     product = examples.matrix_product()
     np.testing.assert_array_equal(product["P"], product["convolved"].reshape(2, 4))

@@ -19,6 +19,7 @@ from pytensor.compile.mode import Mode
 from deeplearning_tutorial import LeNetConvPoolLayer, LogisticRegression, formats
 from deeplearning_tutorial.datasets import sample_path
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.lenet5 import architecture_of
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 
 LENET_OUTPUT = Path(__file__).parents[1] / "convolutional_mlp.txt"
@@ -146,32 +147,23 @@ def lenet():
     return layers
 
 
-def c3_inputs():
-    """Which maps of S2 each map of LeNet-5's C3 looks at, (6, 16); LeCun et al., 1998, table I."""
-    around = [[(first + k) % 6 for k in range(n)] for n in (3, 4) for first in range(6)]
-    apart = [[first, first + 1, (first + 3) % 6, (first + 4) % 6] for first in range(3)]
-    table = np.zeros((6, 16), bool)
-    for column, inputs in enumerate([*around, *apart, range(6)]):
-        table[list(inputs), column] = True
-    return table
-
-
 def lenet5():
-    """Return the LeNet-5 of 1998; a connection is an input, or the bias, that one unit takes."""
-    pairs = int(c3_inputs().sum())
-    layers = [Layer("input", (1, 32, 32))]
+    """Return the LeNet-5 of 1998, as `lenet5` counts it.
 
-    def add(name, shape, parameters, each):
-        layers.append(Layer(name, shape, (), parameters, connections=int(np.prod(shape[1:])) * each))
-
-    add("C1", (6, 28, 28), 6 * 26, 6 * 26)
-    add("S2", (6, 14, 14), 6 * 2, 6 * 5)
-    add("C3", (16, 10, 10), pairs * 25 + 16, pairs * 25 + 16)
-    add("S4", (16, 5, 5), 16 * 2, 16 * 5)
-    add("C5", (120,), 120 * (16 * 25 + 1), 120 * (16 * 25 + 1))
-    add("F6", (84,), 84 * 121, 84 * 121)
-    add("output", (10,), 0, 10 * 84)
-    return layers
+    Its softmax is not the paper's: that has RBF units without a bias, and trains no parameter of them.
+    """
+    *layers, output = architecture_of({"pooling": "1998", "connection": "1998"}).layers()
+    rows = [
+        Layer(
+            layer.name,
+            layer.shape[:1] if layer.shape[1:] == (1, 1) else layer.shape,
+            parameters=layer.parameters,
+            connections=layer.connections,
+        )
+        for layer in layers
+    ]
+    n_in, n_out = output.parameter_shapes["W"]
+    return [*rows, Layer(output.name, output.shape, connections=n_in * n_out)]
 
 
 @cache

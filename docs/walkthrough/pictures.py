@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplearning_tutorial.lenet5_layers import connections_1998
 from docs.walkthrough import examples
 
 FOLDER = Path(__file__).parent
@@ -170,7 +171,7 @@ def lenet(figure, **shapes):
     axes.axis("off")
 
 
-@shows(lambda: {"table": examples.c3_inputs()}, (8.4, 3.1))
+@shows(lambda: {"table": connections_1998()}, (8.4, 3.1))
 def c3_inputs(figure, table):
     """Draw the connection table of LeNet-5's third layer."""
     axes = figure.subplots()

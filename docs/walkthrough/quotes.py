@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 
 from deeplearning_tutorial import evaluate_lenet5, sgd_optimization_mnist, test_mlp
+from deeplearning_tutorial.lenet5_layers import connections_1998
 from docs.walkthrough import examples
 
 
@@ -59,7 +60,7 @@ def numbers():
 
     parameters = sum(layer.parameters for layer in layers.values())
     products = sum(layer.multiplications for layer in layers.values())
-    pairs, all_pairs = int(examples.c3_inputs().sum()), examples.c3_inputs().size
+    pairs, all_pairs = int(connections_1998().sum()), connections_1998().size
     each, maps = classic["C1"].parameters // classic["C1"].shape[0], classic["C1"].shape[0]
     lenet = [
         *c1.shape[:1], *c3.shape[:1], parameters, products,
