@@ -214,13 +214,14 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                 load_image(layout, input[b, group * channels : (group + 1) * channels], image)
             maps = (b * layout.groups + group) * n_filters * positions
             transpose(gradients, 0, width, output_gradient, maps, positions, n_filters, positions)
-            # So few positions and filters at a time that their gradients stay in the first-level cache.
-            for first in range(0, positions, CHUNK_POSITIONS):
-                here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
+            # The sums of a run stay in the second-level cache while so few positions and filters are taken
+            # at a time that their gradients stay in the first-level one.
+            for run in range(n_runs):
                 for filter_block in range(filter_blocks):
                     begin_half, end_half = block_of(filter_block, filter_blocks, width // layout.half)
                     lane, lanes = begin_half * layout.half, (end_half - begin_half) * layout.half
-                    for run in range(n_runs):
+                    for first in range(0, positions, CHUNK_POSITIONS):
+                        here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                         for tap in range(0, run_length, TILE_COLUMNS):
                             first_tap = origin + offsets[run * run_length] + tap * tap_step
                             convolve_tile(
