@@ -30,7 +30,7 @@ $(BIN)/python:
 
 # Each stamp is written only after its installation succeeded, so a broken one is taken up again.
 $(PACKAGE): setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[plot]"
 	@touch $@
 
 $(TESTS): $(PACKAGE)

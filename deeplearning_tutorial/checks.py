@@ -32,6 +32,14 @@ def check_rate(name, value, example, minimum_excluded=True):
     return float(value)
 
 
+def check_seed(name, value, example):
+    """Raise ValueError unless ``value`` is an int from 0 to 2**32 - 1, as NumPy's RandomState takes."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise ValueError(
+            f"{name}={value!r} is not an integer from 0 to 4294967295; use e.g. {name}={example}"
+        )
+
+
 def count_minibatches(batch_size, **splits):
     """Count the whole minibatches in each split.
 

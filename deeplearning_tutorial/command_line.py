@@ -3,7 +3,13 @@
 import argparse
 import importlib.util
 import inspect
+import io
+import json
+import math
 import sys
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import docstring_parser
 import numba
@@ -13,6 +19,10 @@ from threadpoolctl import threadpool_limits
 from deeplearning_tutorial import datasets
 
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
+# What changes nothing about the figures.
+_FILES = {"dataset", "save", "checkpoint", "resume", "log"}
+# As a shell reports a program that Ctrl-C has ended.
+_INTERRUPTED = 130
 
 
 def run(function, description, published, minibatches):
@@ -31,20 +41,59 @@ def run(function, description, published, minibatches):
         Minibatches per split of the full MNIST; figures from less data are not compared.
     """
     arguments = vars(_parser(function, description).parse_args())
+    quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
     _set_floatX(arguments.pop("floatX", None))
     if "mode" in arguments:
         _set_mode(arguments.pop("mode"))
     if "threads" in arguments:
         _set_threads(arguments.pop("threads"))
-    defaults_used = not arguments.keys() - {"dataset", "save"}
+    defaults_used = not arguments.keys() - _FILES
+    interrupt = None
     try:
         if "dataset" not in arguments:
             arguments["dataset"] = _mnist_or_sample()
-        result = function(**arguments, progress=True)
-    except (ValueError, OSError) as error:
+        with _lines_to(quiet, as_json):
+            result = function(**arguments, progress=not quiet)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    if defaults_used and result.minibatches == minibatches:
+    except KeyboardInterrupt as error:
+        # Before training begins an interrupt has neither a message nor a result.
+        print(str(error) or "Interrupted", file=sys.stderr)
+        interrupt = error
+        result = getattr(interrupt, "result", None)
+    if as_json and result is not None:
+        print(_as_json(function, arguments, result, interrupt is not None))
+    if interrupt is not None:
+        sys.exit(_INTERRUPTED)
+    if quiet and not as_json:
+        print(result.summary())
+    elif not quiet and defaults_used and result.minibatches == minibatches:
         _compare(result, published)
+    if result.unwritten:
+        sys.exit("\n".join(result.unwritten))
+
+
+def _lines_to(quiet, as_json):
+    """Keep the tutorial's lines from stdout where something else is wanted there."""
+    if quiet:
+        return redirect_stdout(io.StringIO())
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _as_json(function, arguments, result, interrupted):
+    figures = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "best_parameters"}
+    figures["history"] = [asdict(validation) for validation in result.history]
+    if math.isinf(result.best_validation_error):
+        # JSON has no infinity.
+        figures |= {"best_validation_error": None, "test_error": None}
+    call = inspect.signature(function).bind(**arguments)
+    call.apply_defaults()
+    report = {
+        "script": Path(inspect.getfile(function)).stem,
+        "arguments": {name: value for name, value in call.arguments.items() if name != "progress"},
+        "interrupted": interrupted,
+    }
+    return json.dumps(report | figures, default=str)
 
 
 def _parser(function, description):
@@ -57,16 +106,32 @@ def _parser(function, description):
             continue
         default = parameter.default
         many = isinstance(default, tuple)
+        if isinstance(default, bool):
+            kind = {"action": "store_true"}
+        else:
+            kind = {
+                "type": _type_of(default[0] if many else default),
+                "nargs": len(default) if many else None,
+                "metavar": "PATH" if name in _FILES else None,
+            }
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            type=_type_of(default[0] if many else default),
-            nargs=len(default) if many else None,
             # Only what was given is passed on, so the defaults stay in the function alone.
             default=argparse.SUPPRESS,
-            metavar="PATH" if name in ("dataset", "save") else None,
             help=f"{documented[name]} (default: {_written(default)})".replace("%", "%%"),
+            **kind,
         )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="No progress bar and none of the tutorial's lines, only the best score in the end.",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Write the result to stdout as JSON, and the tutorial's lines to stderr. Errors are fractions.",
+    )
     parser.add_argument(
         "--floatX",
         choices=["float32", "float64"],
@@ -97,6 +162,8 @@ def _type_of(default):
 def _written(default):
     if default is None:
         return "none"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 

@@ -20,13 +20,15 @@ from deeplearning_tutorial.checks import (
     check_positive_int,
     check_positive_ints,
     check_rate,
+    check_seed,
     count_minibatches,
 )
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
 from deeplearning_tutorial.mlp import HiddenLayer
 from deeplearning_tutorial.nnet import conv2d, pool
-from deeplearning_tutorial.parameters import check_save_path, named_parameters
+from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 0.91, "test error": 0.92, "iteration": 17800}
 
@@ -95,7 +97,11 @@ def evaluate_lenet5(
     nkerns=(20, 50),
     batch_size=500,
     *,
+    seed=23455,
     save=None,
+    checkpoint=None,
+    resume=False,
+    log=None,
     progress=False,
 ):
     """Train LeNet on MNIST.
@@ -112,8 +118,16 @@ def evaluate_lenet5(
         Filters in the first and in the second convolution.
     batch_size : int
         Examples per minibatch.
+    seed : int
+        Seed of the generator that draws the initial weights.
     save : path or None
         ``.npz`` file for the best model.
+    checkpoint : path or None
+        ``.npz`` file that holds the complete state of the training after each validation.
+    resume : bool
+        Go on from ``checkpoint`` to the end an uninterrupted run has; if there is none yet, start anew.
+    log : path or None
+        ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
 
@@ -124,17 +138,23 @@ def evaluate_lenet5(
     Raises
     ------
     ValueError
-        If an argument is out of range, or ``batch_size`` larger than a split.
+        If an argument is out of range, ``batch_size`` larger than a split, or ``checkpoint`` of another run.
+    OSError
+        If ``checkpoint`` or ``log`` exists though ``resume`` is False, or no file can be written there.
+    TrainingInterrupted, DivergenceError
+        As `train_with_patience` raises them; what was reached is in their ``result``.
     """
     learning_rate = check_rate("learning_rate", learning_rate, 0.1)
     check_positive_int("n_epochs", n_epochs, 200)
     check_positive_ints("nkerns", nkerns, 2, (20, 50))
     check_positive_int("batch_size", batch_size, 500)
-    if save is not None:
-        check_save_path(save)
-    rng = np.random.RandomState(23455)
+    check_seed("seed", seed, 23455)
+    # All arguments, for they tell one run from another.
+    files = TrainingFiles("convolutional_mlp", **locals())
+    rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)
+    files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
     test_set_x, test_set_y = datasets[2]
@@ -209,14 +229,11 @@ def evaluate_lenet5(
         patience=10000,
         parameters=named_parameters(layer0=layer0, layer1=layer1, layer2=layer2, layer3=layer3),
         announce_every=100,
-        save=save,
+        files=files,
         progress=progress,
     )
     print("Optimization complete.")
-    print(
-        f"Best validation score of {result.best_validation_error * 100:f} % obtained at iteration "
-        f"{result.best_iteration}, with test performance {result.test_error * 100:f} %"
-    )
+    print(result.summary())
     print(f"The code for file convolutional_mlp.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
     return result
 

@@ -4,6 +4,7 @@
 
     python -m deeplearning_tutorial.datasets                 # download ahead of time, verify, show the splits
     python -m deeplearning_tutorial.datasets mnist_5k.npz    # the sample that comes with the project
+    python -m deeplearning_tutorial.datasets --show 8        # training digit 8, a "1", as a picture
 """
 
 import argparse
@@ -185,11 +186,16 @@ def main(argv=None):
     )
     help_ = "file, folder or bare name (default: %(default)s)"
     parser.add_argument("dataset", nargs="?", default=MNIST, help=help_)
+    parser.add_argument("--show", type=int, metavar="N", help="show training digit N, counted from 0")
+    parser.add_argument("--output", metavar="PNG", help="where --show writes it (default: digit-N.png)")
     args = parser.parse_args(argv)
     try:
         path = locate(args.dataset)
         splits = formats.read_splits(path)
-    except (OSError, ValueError) as error:
+        if args.show is not None:
+            _show_digit(*splits[0], args.show, args.output or f"digit-{args.show}.png")
+            return 0
+    except (OSError, ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
     print(path)
@@ -201,6 +207,23 @@ def main(argv=None):
         original = all(is_original(file) for file in formats.find_idx(path)[0])
         print(f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST")
     return 0
+
+
+def _show_digit(x, y, index, output):
+    """Print a digit and its label, write it as a picture, and open that where somebody can see it."""
+    from deeplearning_tutorial import pictures
+
+    if not 0 <= index < len(y):
+        raise ValueError(f"--show {index} is not in the training set; use a number from 0 to {len(y) - 1}")
+    print(pictures.as_text(x[index]))
+    print(f"training digit {index}, label {y[index]}")
+    pictures.write_picture(output, x[index])
+    print(output)
+    # What is written to a file or a pipe nobody looks at; a terminal may be one without a display.
+    has_display = sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
+    if sys.stdout.isatty() and has_display:
+        with pictures.require_pillow().open(output) as picture:
+            picture.show()
 
 
 if __name__ == "__main__":

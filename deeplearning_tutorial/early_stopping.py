@@ -1,14 +1,19 @@
-"""The patience loop that trains every model of the tutorial, and what it returns."""
+"""The patience loop that trains every model of the tutorial."""
 
+import math
+import os
+import signal
 import sys
+import threading
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from timeit import default_timer
 
 import numpy as np
 from tqdm import tqdm
 
-from deeplearning_tutorial.parameters import copy_parameters, save_parameters
+from deeplearning_tutorial.parameters import copy_parameters
+from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, TrainingResult, Validation
+from deeplearning_tutorial.training_files import TrainingFiles
 
 # A log file gets a line of progress now and then, a terminal a smooth bar.
 _BAR = {
@@ -17,63 +22,6 @@ _BAR = {
     "dynamic_ncols": True,
     "mininterval": 0.1 if sys.stderr.isatty() else 10,
 }
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One look at the validation set.
-
-    Attributes
-    ----------
-    epoch, minibatch, iteration : int
-        When it took place, counted from 1 as in the printed lines.
-    cost : float
-        Training cost of the minibatch just trained.
-    validation_error : float
-        Fraction of the validation examples that were misclassified.
-    test_error : float or None
-        The same for the test set; None unless this was the best validation error so far.
-    """
-
-    epoch: int
-    minibatch: int
-    iteration: int
-    cost: float
-    validation_error: float
-    test_error: float | None
-
-
-@dataclass
-class TrainingResult:
-    """What a training run reached.
-
-    Attributes
-    ----------
-    best_validation_error, test_error : float
-        Fractions, not percent: the lowest validation error, and the test error measured with it.
-        ``best_validation_error`` is infinite if training ended before the first validation.
-    best_iteration : int
-        The iteration of the lowest validation error, counted from 1 as it is printed.
-    epochs : int
-        Epochs begun.
-    seconds : float
-        Duration of the training loop. Numba compiles within it, in the first call of each function.
-    history : list of Validation
-        Every validation, in order.
-    best_parameters : dict of str to numpy.ndarray
-        The parameters that gave ``best_validation_error``, by name.
-    minibatches : tuple of int
-        Minibatches in the training, validation and test set.
-    """
-
-    best_validation_error: float = np.inf
-    best_iteration: int = 0
-    test_error: float = 0.0
-    epochs: int = 0
-    seconds: float = 0.0
-    history: list[Validation] = field(default_factory=list)
-    best_parameters: dict[str, np.ndarray] = field(default_factory=dict)
-    minibatches: tuple[int, int, int] = (0, 0, 0)
 
 
 def train_with_patience(
@@ -90,7 +38,7 @@ def train_with_patience(
     patience_increase=2,
     improvement_threshold=0.995,
     announce_every=None,
-    save=None,
+    files=None,
     progress=False,
 ):
     """Train minibatch by minibatch until patience or the epochs run out.
@@ -118,57 +66,131 @@ def train_with_patience(
         See above.
     announce_every : int, optional
         Print the iteration each time this many minibatches have passed, as LeNet's script does.
-    save : path, optional
-        ``.npz`` file to which each new best model is written.
+    files : TrainingFiles, optional
+        Receives the state after each validation and in the end, and may hold one to go on from.
     progress : bool
         Show a progress bar on stderr.
 
     Returns
     -------
     TrainingResult
+
+    Raises
+    ------
+    TrainingInterrupted
+        On Ctrl-C, after the minibatch or validation in hand was finished and the files were written. A second
+        Ctrl-C, and one while the first minibatch compiles, interrupts at once and writes nothing.
+    DivergenceError
+        If the cost becomes NaN or infinite.
     """
-    result = TrainingResult(minibatches=(n_train_batches, n_valid_batches, n_test_batches))
+    files = TrainingFiles() if files is None else files
+    result, iteration = TrainingResult(minibatches=(n_train_batches, n_valid_batches, n_test_batches)), 0
     n_iterations = n_epochs * n_train_batches
     validation_frequency = min(n_train_batches, patience // 2)
-    start = default_timer()
-    with tqdm(total=min(n_iterations, patience + 1), disable=not progress, **_BAR) as bar:
-        for iteration in range(n_iterations):
-            epoch, minibatch = divmod(iteration, n_train_batches)
-            if announce_every and iteration % announce_every == 0:
-                _print("training @ iter = ", iteration)
-            cost = train_model(minibatch)
+    if files.resumed is not None:
+        result, iteration, patience = files.restore(parameters, result.minibatches)
+    compiled = False
+    start = default_timer() - result.seconds
+    total = min(n_iterations, patience + 1)
+    with tqdm(initial=iteration, total=total, disable=not progress, **_BAR) as bar, _Interrupt() as interrupt:
+        try:
+            while iteration < n_iterations and iteration <= patience and not interrupt.requested:
+                epoch, minibatch = divmod(iteration, n_train_batches)
+                result.epochs = epoch + 1
+                if announce_every and iteration % announce_every == 0:
+                    _print("training @ iter = ", iteration)
+                cost = float(train_model(minibatch))
+                if not math.isfinite(cost):
+                    raise DivergenceError(_diverged(cost, iteration + 1, result, files), result)
+                iteration += 1
 
-            if (iteration + 1) % validation_frequency == 0:
-                position = f"epoch {epoch + 1}, minibatch {minibatch + 1}/{n_train_batches}"
-                error = _mean_error(validate_model, n_valid_batches)
-                test_error = None
-                _print(f"{position}, validation error {error * 100:f} %")
-                if error < result.best_validation_error:
-                    if error < result.best_validation_error * improvement_threshold:
-                        patience = max(patience, iteration * patience_increase)
-                        bar.total = min(n_iterations, patience + 1)
-                    test_error = _mean_error(test_model, n_test_batches)
-                    result.best_validation_error = error
-                    result.best_iteration = iteration + 1
-                    result.test_error = test_error
-                    result.best_parameters = copy_parameters(parameters)
-                    if save is not None:
-                        save_parameters(save, result.best_parameters)
-                    _print(f"     {position}, test error of best model {test_error * 100:f} %")
-                result.history.append(
-                    Validation(epoch + 1, minibatch + 1, iteration + 1, float(cost), error, test_error)
-                )
+                if iteration % validation_frequency == 0:
+                    position = f"epoch {epoch + 1}, minibatch {minibatch + 1}/{n_train_batches}"
+                    error = _mean_error(validate_model, n_valid_batches)
+                    test_error = None
+                    _print(f"{position}, validation error {error * 100:f} %")
+                    if error < result.best_validation_error:
+                        if error < result.best_validation_error * improvement_threshold:
+                            # Counted from 0, this is iteration - 1.
+                            patience = max(patience, (iteration - 1) * patience_increase)
+                            bar.total = min(n_iterations, patience + 1)
+                        test_error = _mean_error(test_model, n_test_batches)
+                        result.best_validation_error = error
+                        result.best_iteration = iteration
+                        result.test_error = test_error
+                        result.best_parameters = copy_parameters(parameters)
+                        _print(f"     {position}, test error of best model {test_error * 100:f} %")
+                    result.seconds = default_timer() - start
+                    when = epoch + 1, minibatch + 1, iteration
+                    result.history.append(Validation(*when, cost, error, test_error, result.seconds))
+                    files.write(result, iteration, patience, parameters)
 
-            if iteration == 0:
-                # The first call compiled; its seconds must not count in the time left.
-                bar.unpause()
-                bar.set_description("training")
-            bar.update()
-            result.epochs = epoch + 1
-            if patience <= iteration:
-                break
-    result.seconds = default_timer() - start
+                if not compiled:
+                    compiled = True
+                    interrupt.defer()
+                    # The first call compiled; its seconds must not count in the time left.
+                    bar.unpause()
+                    bar.set_description("training")
+                # Shown when the bar next refreshes itself.
+                bar.set_postfix_str(f"cost {cost:.4g}", refresh=False)
+                bar.update()
+            result.seconds = default_timer() - start
+            files.write(result, iteration, patience, parameters)
+        except KeyboardInterrupt:
+            raise _interrupted(f"within iteration {iteration + 1}", result, files) from None
+        finally:
+            result.seconds = default_timer() - start
+            result.unwritten = list(files.unwritten.values())
+    if interrupt.requested:
+        raise _interrupted(f"after iteration {iteration}", result, files)
     return result
+
+
+class _Interrupt:
+    """Let Ctrl-C only ask for an end, so that it does not come in the midst of an update of the parameters.
+
+    The second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._deferred = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._deferred:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def defer(self):
+        """Begin to hold Ctrl-C back, unless the caller handles it in a way of their own."""
+        if (
+            # Only the main thread may set handlers.
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._deferred = True
+            signal.signal(signal.SIGINT, self._request)
+
+    def _request(self, signum, frame):
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not by print: the signal may have come while sys.stderr was being written.
+        os.write(2, b"\nStopping after this minibatch or validation; Ctrl-C again stops at once\n")
+
+
+def _interrupted(when, result, files):
+    return TrainingInterrupted(f"Interrupted {when}. {result.summary()}. {files.whereabouts()}", result)
+
+
+def _diverged(cost, iteration, result, files):
+    rate = files.arguments.get("learning_rate")
+    used, smaller = ("", "") if rate is None else (f" learning_rate={rate}", f", e.g. {rate / 10:g}")
+    return (
+        f"the cost is {cost} at iteration {iteration}: training diverges{' with' if used else ''}{used}; "
+        f"use a smaller learning rate{smaller}. {result.summary()}. {files.whereabouts()}"
+    )
 
 
 def _mean_error(model, n_batches):

@@ -19,7 +19,8 @@ from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
 from deeplearning_tutorial.datasets import load_data
 from deeplearning_tutorial.early_stopping import train_with_patience
-from deeplearning_tutorial.parameters import check_save_path, load_parameters, named_parameters
+from deeplearning_tutorial.parameters import load_parameters, named_parameters
+from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74}
 
@@ -119,6 +120,9 @@ def sgd_optimization_mnist(
     batch_size=600,
     *,
     save="best_model.npz",
+    checkpoint=None,
+    resume=False,
+    log=None,
     progress=False,
 ):
     """Train a logistic regression on MNIST.
@@ -135,6 +139,12 @@ def sgd_optimization_mnist(
         Examples per minibatch.
     save : path or None
         ``.npz`` file for the best model, where `predict` looks for it.
+    checkpoint : path or None
+        ``.npz`` file that holds the complete state of the training after each validation.
+    resume : bool
+        Go on from ``checkpoint`` to the end an uninterrupted run has; if there is none yet, start anew.
+    log : path or None
+        ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
 
@@ -145,15 +155,20 @@ def sgd_optimization_mnist(
     Raises
     ------
     ValueError
-        If an argument is out of range, or ``batch_size`` larger than a split.
+        If an argument is out of range, ``batch_size`` larger than a split, or ``checkpoint`` of another run.
+    OSError
+        If ``checkpoint`` or ``log`` exists though ``resume`` is False, or no file can be written there.
+    TrainingInterrupted, DivergenceError
+        As `train_with_patience` raises them; what was reached is in their ``result``.
     """
     learning_rate = check_rate("learning_rate", learning_rate, 0.13)
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 600)
-    if save is not None:
-        check_save_path(save)
+    # All arguments, for they tell one run from another.
+    files = TrainingFiles("logistic_sgd", **locals())
 
     datasets = load_data(dataset)
+    files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
     test_set_x, test_set_y = datasets[2]
@@ -211,7 +226,7 @@ def sgd_optimization_mnist(
         n_epochs,
         patience=5000,
         parameters=named_parameters(classifier=classifier),
-        save=save,
+        files=files,
         progress=progress,
     )
     print(

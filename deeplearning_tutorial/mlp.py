@@ -14,10 +14,11 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial import command_line
-from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
+from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
-from deeplearning_tutorial.parameters import check_save_path, named_parameters
+from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 1.69, "test error": 1.65, "iteration": 2070000}
 
@@ -132,7 +133,11 @@ def test_mlp(
     batch_size=20,
     n_hidden=500,
     *,
+    seed=1234,
     save=None,
+    checkpoint=None,
+    resume=False,
+    log=None,
     progress=False,
 ):
     """Train a multilayer perceptron on MNIST.
@@ -153,8 +158,16 @@ def test_mlp(
         Examples per minibatch.
     n_hidden : int
         Hidden units.
+    seed : int
+        Seed of the generator that draws the initial weights.
     save : path or None
         ``.npz`` file for the best model.
+    checkpoint : path or None
+        ``.npz`` file that holds the complete state of the training after each validation.
+    resume : bool
+        Go on from ``checkpoint`` to the end an uninterrupted run has; if there is none yet, start anew.
+    log : path or None
+        ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
 
@@ -165,7 +178,11 @@ def test_mlp(
     Raises
     ------
     ValueError
-        If an argument is out of range, or ``batch_size`` larger than a split.
+        If an argument is out of range, ``batch_size`` larger than a split, or ``checkpoint`` of another run.
+    OSError
+        If ``checkpoint`` or ``log`` exists though ``resume`` is False, or no file can be written there.
+    TrainingInterrupted, DivergenceError
+        As `train_with_patience` raises them; what was reached is in their ``result``.
     """
     learning_rate = check_rate("learning_rate", learning_rate, 0.01)
     L1_reg = check_rate("L1_reg", L1_reg, 0.0, minimum_excluded=False)
@@ -173,10 +190,12 @@ def test_mlp(
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 20)
     check_positive_int("n_hidden", n_hidden, 500)
-    if save is not None:
-        check_save_path(save)
+    check_seed("seed", seed, 1234)
+    # All arguments, for they tell one run from another.
+    files = TrainingFiles("mlp", **locals())
 
     datasets = load_data(dataset)
+    files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
     test_set_x, test_set_y = datasets[2]
@@ -188,7 +207,7 @@ def test_mlp(
     index = pt.lscalar("index")
     x = pt.matrix("x")
     y = pt.ivector("y")
-    rng = np.random.RandomState(1234)
+    rng = np.random.RandomState(seed)
     classifier = MLP(rng=rng, input=x, n_in=28 * 28, n_hidden=n_hidden, n_out=10)
     cost = classifier.negative_log_likelihood(y) + L1_reg * classifier.L1 + L2_reg * classifier.L2_sqr
 
@@ -236,13 +255,10 @@ def test_mlp(
         parameters=named_parameters(
             hiddenLayer=classifier.hiddenLayer, logRegressionLayer=classifier.logRegressionLayer
         ),
-        save=save,
+        files=files,
         progress=progress,
     )
-    print(
-        f"Optimization complete. Best validation score of {result.best_validation_error * 100:f} % "
-        f"obtained at iteration {result.best_iteration}, with test performance {result.test_error * 100:f} %"
-    )
+    print(f"Optimization complete. {result.summary()}")
     print(f"The code for file mlp.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
     return result
 

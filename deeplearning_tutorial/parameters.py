@@ -1,12 +1,20 @@
 """Model parameters in ``.npz`` files: named arrays, no pickle."""
 
+import io
+import json
 import os
 import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from deeplearning_tutorial.npz import read_uncompressed
+
+ABOUT = "about"
+# Far longer than a file of a few megabytes takes.
+_STALE_SECONDS = 600
 
 
 def named_parameters(**layers):
@@ -30,7 +38,7 @@ def copy_parameters(parameters):
     return {name: param.get_value() for name, param in parameters.items()}
 
 
-def save_parameters(path, parameters):
+def save_parameters(path, parameters, *, about=None):
     """Write parameters to a ``.npz`` file, which is either replaced whole or left as it was.
 
     Parameters
@@ -38,6 +46,8 @@ def save_parameters(path, parameters):
     path : path
         The file; its folder must exist.
     parameters : dict of str to (shared variable or numpy.ndarray)
+    about : dict, optional
+        What `read_about` shall give back: how the model was made. Only what JSON can express.
 
     Raises
     ------
@@ -50,18 +60,92 @@ def save_parameters(path, parameters):
     values = {
         name: getattr(param, "get_value", lambda param=param: param)() for name, param in parameters.items()
     }
+    write_npz(path, values if about is None else values | {ABOUT: json_array(about)})
+
+
+def write_npz(path, arrays):
+    """Write arrays to ``path``, a Path, which is either replaced whole or left as it was."""
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)
+    write_atomically(path, archive.getbuffer())
+
+
+def write_atomically(path, data):
+    """Write bytes to ``path``, a Path, which is either replaced whole or left as it was."""
     # In the same folder, for only a rename within one file system is atomic.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         # Not by tempfile, whose files none but their owner may read.
         with open(temporary, "xb") as file:
-            np.savez(file, **values)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_stale(path):
+    """Remove what processes that were killed while they wrote ``path`` have left in its folder."""
+    # They may be gone meanwhile, or belong to somebody else; neither does harm.
+    with suppress(OSError):
+        for temporary in path.parent.iterdir():
+            if temporary.name.startswith(f".{path.name}.") and temporary.suffix == ".part":
+                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                    temporary.unlink()
+
+
+def json_array(value):
+    """Return ``value`` as the bytes of JSON text, as which it can lie in a ``.npz`` file without a pickle."""
+    return np.frombuffer(json.dumps(value, allow_nan=False).encode(), np.uint8)
+
+
+def json_value(array):
+    """Return what `json_array` was given; raise ValueError if ``array`` is nothing of the kind."""
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError(f"bytes of JSON text are expected, not {array.dtype} of shape {array.shape}")
+    try:
+        return json.loads(array.tobytes(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("its JSON text is nested too deeply") from error
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_about(path):
+    """Read how a saved model was made.
+
+    Parameters
+    ----------
+    path : path
+        A file written by `save_parameters`.
+
+    Returns
+    -------
+    dict or None
+        ``{"script": ..., "arguments": {...}}`` where a training script saved the model: the script's name,
+        and the arguments by name, with ``floatX`` and ``mode``. None if the file says nothing about it.
+
+    Raises
+    ------
+    ValueError
+        If the file is no ``.npz``, or what it says is damaged.
+    FileNotFoundError
+        If there is no such file.
+    """
+    stored = read_npz(path)
+    if ABOUT not in stored:
+        return None
+    try:
+        about = json_value(stored[ABOUT])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); use a file that a script saved") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged ({ABOUT} is {about!r}); use a file that a script saved")
+    return about
 
 
 def load_parameters(path, parameters):
@@ -83,7 +167,15 @@ def load_parameters(path, parameters):
     FileNotFoundError
         If there is no such file.
     """
-    stored = _read(path)
+    stored = read_npz(path)
+    stored.pop(ABOUT, None)
+    check_fit(path, stored, parameters)
+    for name, param in parameters.items():
+        param.set_value(stored[name].astype(param.dtype))
+
+
+def check_fit(path, stored, parameters):
+    """Raise ValueError unless the arrays ``stored`` in ``path`` have the names and shapes of the model's."""
     expected = {name: param.get_value(borrow=True).shape for name, param in parameters.items()}
     if stored.keys() != expected.keys():
         raise ValueError(
@@ -97,33 +189,35 @@ def load_parameters(path, parameters):
                 f"{stored[name].shape}, the model's is floating point of shape {shape}; "
                 "build the model with the sizes that the file was saved with"
             )
-    for name, param in parameters.items():
-        param.set_value(stored[name].astype(param.dtype))
 
 
-def check_save_path(path):
-    """Return ``path`` as a Path if a model can be saved there; raise before any work is done if not."""
-    path = Path(path)
-    if path.suffix != ".npz":
+def check_save_path(path, name="save"):
+    """Return ``path`` as a Path if a ``.npz`` can be written there; raise before any work is done if not."""
+    if Path(path).suffix != ".npz":
         raise ValueError(
-            f"save={str(path)!r} does not end in .npz, the format of saved models; add the ending"
+            f"{name}={str(path)!r} does not end in .npz, the format of saved models; add the ending"
         )
+    return check_writable(path, name)
+
+
+def check_writable(path, name):
+    """Return ``path`` as a Path if a file can be written there; raise OSError if not."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"save={str(path)!r}: there is no folder {str(path.parent)!r}; create it first"
+            f"{name}={str(path)!r}: there is no folder {str(path.parent)!r}; create it first"
         )
-    if not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise PermissionError(f"save={str(path)!r} cannot be written; choose another place")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+        raise PermissionError(f"{name}={str(path)!r} cannot be written; choose another place")
     return path
 
 
-def _read(path):
+def read_npz(path, kind="saved model"):
+    """Read all arrays of a ``.npz`` file; raise ValueError if it is damaged or holds pickles."""
     try:
         return read_uncompressed(path)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not a saved model ({error}); use a .npz file that a script saved"
-        ) from error
+        raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
 
 
 def _list(names):

@@ -129,9 +129,9 @@ def error_of():
 def numpy_mlp(softmax_cost):
     """The multilayer perceptron of `test_mlp`, trained in NumPy for one epoch in float64."""
 
-    def numpy_mlp(x, y, batch_size, n_hidden, learning_rate, L1_reg, L2_reg, drawn_as="float32"):
+    def numpy_mlp(x, y, batch_size, n_hidden, learning_rate, L1_reg, L2_reg, seed=1234, drawn_as="float32"):
         bound = np.sqrt(6 / (784 + n_hidden))
-        drawn = np.random.RandomState(1234).uniform(-bound, bound, (784, n_hidden))
+        drawn = np.random.RandomState(seed).uniform(-bound, bound, (784, n_hidden))
         W0, b0 = drawn.astype(drawn_as).astype("float64"), np.zeros(n_hidden)
         W1, b1 = np.zeros((n_hidden, 10)), np.zeros(10)
         costs = []

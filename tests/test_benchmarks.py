@@ -1,13 +1,15 @@
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytensor
 import pytest
 
 # The benchmarks are not part of the package.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import report, timing
+from benchmarks import drawn_digits, report, timing
 from benchmarks.contenders import CHANNELS_LAST, JAX, MATRIX_PRODUCT, OURS, PLAIN, contenders_of
 from benchmarks.workload import Workload
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
@@ -99,6 +101,23 @@ def test_the_page_shows_times_ratio_arithmetic_and_who_is_missing():
     assert f"| logistic-step | 11 | 21 | {'– | ' * 3}**0.50** | 0.02 | 0.01 | 100 |" in page
     assert f"- Without {JAX}: not installed" in page
     assert "Start-up" not in page
+
+
+def test_the_drawn_digits_are_legible_and_their_errors_counted(tmp_path, sample, capsys):
+    drawn = drawn_digits.twenty()
+    assert [digit for digit, _how, _image in drawn] == sorted(2 * list(range(10)))
+    assert len({how for _digit, how, _image in drawn}) > 15
+    x, y = sample[0]
+    means = np.array([x[y == digit].mean(axis=0) for digit in range(10)])
+    path = tmp_path / "m.npz"
+    np.savez(path, **{"classifier.W": 0.3 * means.T, "classifier.b": -0.15 * (means**2).sum(axis=1)})
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        drawn_digits.main([str(path), "--dataset", "mnist_5k.npz"])
+    *wrong, drawn, test = capsys.readouterr().out.splitlines()
+    # The nearest mean image: crude, and yet far better than chance.
+    assert len(wrong) < 10 and all(" is taken for " in line for line in wrong)
+    assert drawn == f"drawn digits: {5 * len(wrong):.2f} % ({len(wrong)} of 20)"
+    assert re.fullmatch(r"test set:     [12]\d\.\d\d % \(\d+ of 1000\)", test)
 
 
 @pytest.mark.parametrize("seconds, shown", [(0.000523, "0.523"), (0.0456, "45.6"), (2.34567, "2346")])

@@ -8,6 +8,7 @@ from deeplearning_tutorial.checks import (
     check_positive_int,
     check_positive_ints,
     check_rate,
+    check_seed,
     count_minibatches,
 )
 
@@ -53,6 +54,19 @@ def test_anything_but_a_finite_rate_is_refused(value):
     with pytest.raises(ValueError) as caught:
         check_rate("rate", value, 0.1, minimum_excluded=False)
     assert str(caught.value) == f"rate={value!r} is not a non-negative finite number; use e.g. rate=0.1"
+
+
+@pytest.mark.parametrize("value", [0, 1234, 2**32 - 1, np.int64(7)])
+def test_a_seed_is_what_numpys_generator_takes(value):
+    check_seed("seed", value, 5)
+    np.random.RandomState(value)
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, 1.5, None, "7", True])
+def test_any_other_seed_is_refused_with_an_example(value):
+    with pytest.raises(ValueError) as caught:
+        check_seed("seed", value, 5)
+    assert str(caught.value) == f"seed={value!r} is not an integer from 0 to 4294967295; use e.g. seed=5"
 
 
 def test_whole_minibatches_are_counted_per_split():

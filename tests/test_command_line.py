@@ -1,3 +1,4 @@
+import json
 import os
 import runpy
 import socket
@@ -10,7 +11,7 @@ import pytensor
 import pytest
 
 from deeplearning_tutorial import command_line, convolutional_mlp, datasets, download, logistic_sgd, mlp
-from deeplearning_tutorial.early_stopping import TrainingResult
+from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, TrainingResult, Validation
 
 TRAINING = {
     "logistic_sgd": (logistic_sgd, logistic_sgd.sgd_optimization_mnist),
@@ -21,7 +22,9 @@ PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74, "ite
 calls = []
 
 
-def train(rate=0.5, n_steps=3, dataset="mnist.pkl.gz", sizes=(2, 7), *, save=None, progress=False):
+def train(
+    rate=0.5, n_steps=3, dataset="mnist.pkl.gz", sizes=(2, 7), *, save=None, resume=False, progress=False
+):
     """Train nothing.
 
     Parameters
@@ -36,6 +39,8 @@ def train(rate=0.5, n_steps=3, dataset="mnist.pkl.gz", sizes=(2, 7), *, save=Non
         Two sizes.
     save : path or None
         A file.
+    resume : bool
+        Go on.
     progress : bool
         Shown or not.
     """
@@ -44,7 +49,18 @@ def train(rate=0.5, n_steps=3, dataset="mnist.pkl.gz", sizes=(2, 7), *, save=Non
         raise ValueError(f"rate={rate} is negative; use e.g. rate=0.5")
     if n_steps == 13:
         raise FileNotFoundError(2, "No such file", "steps")
-    return TrainingResult(0.075, 17, 0.0825, epochs=4, minibatches=(5, 2, 1))
+    if n_steps == 14:
+        raise DivergenceError("the cost is nan at iteration 7", TrainingResult())
+    if n_steps == 15:
+        raise TrainingInterrupted("Interrupted after iteration 7.", TrainingResult(minibatches=(5, 2, 1)))
+    if n_steps == 16:
+        raise KeyboardInterrupt
+    print("epoch 1")
+    history = [Validation(1, 5, 17, 0.5, 0.075, 0.0825, 1.5)]
+    result = TrainingResult(0.075, 17, 0.0825, epochs=4, seconds=2.0, history=history, minibatches=(5, 2, 1))
+    if n_steps == 17:
+        result.unwritten = ["the log could not be written"]
+    return result
 
 
 @pytest.fixture
@@ -67,18 +83,21 @@ def run(monkeypatch, tmp_path):
 def test_without_flags_the_functions_own_defaults_hold(run, tmp_path):
     call = run()
     assert call.pop("floatX") in ("float32", "float64")
-    expected = {"rate": 0.5, "n_steps": 3, "sizes": (2, 7), "save": None, "progress": True}
+    expected = {"rate": 0.5, "n_steps": 3, "sizes": (2, 7), "save": None}
+    expected |= {"resume": False, "progress": True}
     assert call == expected | {"dataset": tmp_path / "mnist.pkl.gz"}
 
 
 def test_every_parameter_has_a_flag(run):
-    call = run(*"--rate 0.25 --n-steps 7 --dataset d.npz --sizes 4 5 --save m.npz --floatX float64".split())
+    flags = "--rate 0.25 --n-steps 7 --dataset d.npz --sizes 4 5 --save m.npz --resume --floatX float64"
+    call = run(*flags.split())
     assert call == {
         "rate": 0.25,
         "n_steps": 7,
         "dataset": "d.npz",
         "sizes": [4, 5],
         "save": "m.npz",
+        "resume": True,
         "progress": True,
         "floatX": "float64",
     }
@@ -95,6 +114,8 @@ def test_help_shows_the_docstring_and_every_flag_with_its_meaning_and_default(ru
     assert "--dataset PATH Digits. (default: mnist.pkl.gz)" in out
     assert "--sizes SIZES SIZES Two sizes. (default: 2 7)" in out
     assert "--save PATH A file. (default: none)" in out
+    assert "--resume Go on. (default: no)" in out
+    assert "--quiet No progress bar" in out and "--json Write the result" in out
     assert "--floatX {float32,float64} Precision (default: float32" in out
     assert "--progress" not in out
     assert not calls
@@ -111,7 +132,10 @@ def test_a_scripts_help_names_every_parameter(monkeypatch, capsys, name):
     assert module.__doc__ in out
     for parameter in function.__code__.co_varnames[: function.__code__.co_argcount + 1]:
         assert f"  --{parameter.replace('_', '-')} " in out
-    assert "  --save PATH" in out and "  --floatX {float32,float64}" in out
+    for path in ("save", "checkpoint", "log"):
+        assert f"  --{path} PATH" in out
+    assert ("  --seed SEED" in out) == (name != "logistic_sgd")
+    assert "  --resume" in out and "  --floatX {float32,float64}" in out
 
 
 @pytest.mark.parametrize(
@@ -146,6 +170,8 @@ def test_each_script_hands_over_its_function_and_the_published_figures(
     [
         (["--rate", "-1"], "ValueError: rate=-1.0 is negative; use e.g. rate=0.5"),
         (["--n-steps", "13"], "FileNotFoundError: [Errno 2] No such file: 'steps'"),
+        (["--n-steps", "14"], "DivergenceError: the cost is nan at iteration 7"),
+        (["--n-steps", "17"], "the log could not be written"),
     ],
 )
 def test_a_refused_value_ends_the_run_with_one_line(run, arguments, line):
@@ -235,7 +261,7 @@ def test_training_is_in_float32_unless_flags_or_arguments_say_otherwise(flags, a
 def test_the_published_figures_stand_beside_this_runs_after_a_run_with_defaults(run, capsys):
     run()
     assert capsys.readouterr() == (
-        "",
+        "epoch 1\n",
         "\n"
         "                     published    this run\n"
         "validation error      7.500000    7.500000 %\n"
@@ -261,12 +287,70 @@ def test_where_the_data_lies_and_what_is_kept_does_not_matter_to_the_comparison(
 )
 def test_with_other_arguments_nothing_is_compared(run, capsys, arguments):
     run(*arguments)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("epoch 1\n", "")
 
 
 def test_with_less_data_nothing_is_compared(run, capsys):
     run(minibatches=(83, 16, 16))
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("epoch 1\n", "")
+
+
+def test_quiet_leaves_the_best_score_alone(run, capsys):
+    assert run("--quiet")["progress"] is False
+    assert capsys.readouterr() == (
+        "Best validation score of 7.500000 % obtained at iteration 17, with test performance 8.250000 %\n",
+        "",
+    )
+
+
+RESULT = {
+    "script": "test_command_line",
+    "arguments": {"rate": 0.25, "n_steps": 3, "dataset": "d", "sizes": [2, 7], "save": None, "resume": False},
+    "interrupted": False,
+    "best_validation_error": 0.075,
+    "best_iteration": 17,
+    "test_error": 0.0825,
+    "epochs": 4,
+    "seconds": 2.0,
+    "minibatches": [5, 2, 1],
+    "unwritten": [],
+    "history": [
+        {
+            "epoch": 1,
+            "minibatch": 5,
+            "iteration": 17,
+            "cost": 0.5,
+            "validation_error": 0.075,
+            "test_error": 0.0825,
+            "seconds": 1.5,
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_json_is_all_there_is_on_stdout(run, capsys, quiet):
+    run("--json", "--rate", "0.25", "--dataset", "d", *["--quiet"] * quiet)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == RESULT
+    assert err == ("" if quiet else "epoch 1\n")
+
+
+def test_json_has_null_where_nothing_was_measured(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--json", "--n-steps", "15")
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["interrupted"] and result["best_validation_error"] is result["test_error"] is None
+    assert result["arguments"]["dataset"].endswith("mnist.pkl.gz")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--quiet"]])
+@pytest.mark.parametrize("n_steps, told", [(15, "Interrupted after iteration 7."), (16, "Interrupted")])
+def test_ctrl_c_ends_with_status_130_and_what_was_reached(run, capsys, n_steps, told, arguments):
+    with pytest.raises(SystemExit) as ended:
+        run("--n-steps", str(n_steps), *arguments)
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", f"{told}\n")
 
 
 @pytest.fixture
@@ -289,7 +373,7 @@ def test_where_mnist_cannot_be_had_training_goes_on_with_the_sample_after_a_noti
     monkeypatch.chdir(no_mnist)
     assert run()["dataset"] == datasets.sample_path()
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == "epoch 1\n"
     assert "http://127.0.0.1:" in err and "refused" in err
     [notice] = [line for line in err.splitlines() if line.startswith("NOTICE")]
     assert "the sample of 5,000 digits" in notice and str(datasets.sample_path()) in notice

@@ -43,8 +43,8 @@ def scipys_layer(x, W, b, poolsize):
 class Reference:
     """LeNet in NumPy, in float64; every maximum of a pooling window gets the window's whole gradient."""
 
-    def __init__(self, nkerns, drawn_as):
-        rng = np.random.RandomState(23455)
+    def __init__(self, nkerns, drawn_as, seed=23455):
+        rng = np.random.RandomState(seed)
         n0, n1 = nkerns
         # fan_in + fan_out of the three layers; the softmax starts at zero.
         fans = (25 + n0 * 25 // 4, n0 * 25 + n1 * 25 // 4, n1 * 16 + 500)
@@ -212,6 +212,9 @@ def test_shapes_that_do_not_fit_are_refused_by_name(arguments, message):
         ({"nkerns": (20, 50, 60)}, r"nkerns=\(20, 50, 60\) is not"),
         ({"nkerns": 20}, "nkerns=20 is not"),
         ({"nkerns": (20, 0)}, r"nkerns=\(20, 0\) holds something else than positive integers; use"),
+        ({"seed": -1}, "seed=-1 is not an integer from 0 to 4294967295; use"),
+        ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
+        ({"resume": True}, "resume=True needs the file to go on from"),
         ({"batch_size": 0}, "batch_size=0 is not a positive integer; use"),
         ({"save": "model.pt"}, "save='model.pt' does not end in .npz, .*; add the ending"),
     ],
@@ -268,7 +271,7 @@ def test_run_directly_it_trains_saves_and_prints_the_same(run_script, tmp_path, 
     assert re.search(ran_for, ended.stderr, re.MULTILINE)
     assert os.listdir(tmp_path) == ["m.npz"]
     with np.load(tmp_path / "m.npz") as file:
-        assert file.files == NAMES
+        assert file.files == [*NAMES, "about"]
         for name in NAMES:
             assert file[name].dtype == "float32"
             np.testing.assert_allclose(file[name], reference.parameters[name], atol=1e-6, err_msg=name)
@@ -278,11 +281,11 @@ def test_every_argument_reaches_the_training_in_float64(run_script, tmp_path, sa
     # FAST_COMPILE takes NumPy for every Op, which starts sooner.
     arguments = (
         "--learning-rate 0.2 --n-epochs 1 --nkerns 3 4 --batch-size 250 --dataset mnist_5k.npz "
-        "--floatX float64 --save m.npz"
+        "--floatX float64 --seed 77 --save m.npz"
     )
     ended = run_script("convolutional_mlp", *arguments.split(), cwd=tmp_path, flags="mode=FAST_COMPILE")
     assert ended.returncode == 0, ended.stderr
-    reference = Reference((3, 4), "float64")
+    reference = Reference((3, 4), "float64", seed=77)
     reference.epoch(*sample[0], 250, 0.2, softmax_cost)
     with np.load(tmp_path / "m.npz") as file:
         for name, value in reference.parameters().items():

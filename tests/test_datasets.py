@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytensor
 import pytest
+from PIL import Image
 
 from deeplearning_tutorial import datasets, download
 from deeplearning_tutorial.datasets import DatasetNotFoundError, load_data, locate, sample_path
@@ -270,6 +271,47 @@ def test_the_command_ends_with_status_1_and_a_message_where_it_fails(places, mon
     (places.here / "broken.npz").write_bytes(b"PK")
     assert datasets.main(["broken.npz"]) == 1
     assert "broken.npz: it is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, name", [([], "digit-7.png"), (["--output", "seven.png"], "seven.png")])
+def test_a_training_digit_is_shown_in_characters_with_its_label_and_as_a_picture(
+    places, capsys, arguments, name
+):
+    write_npz(places.here / "d.npz")
+    assert datasets.main(["d.npz", "--show", "7", *arguments]) == 0
+    *image, label, written = capsys.readouterr().out.splitlines()
+    assert len(image) == 28
+    assert (label, written) == (f"training digit 7, label {ARRAYS['y_train'][7]}", name)
+    with Image.open(places.here / name) as picture:
+        shown = np.asarray(picture)[::20, ::20]
+    np.testing.assert_array_equal(shown, (ARRAYS["x_train"][7] / 256 * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "is_terminal, environment, opened",
+    [(True, "DISPLAY", True), (True, "", False), (False, "DISPLAY", False)],
+)
+def test_the_picture_is_opened_where_somebody_can_see_it(
+    places, monkeypatch, is_terminal, environment, opened
+):
+    write_npz(places.here / "d.npz")
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image.size))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if environment:
+        monkeypatch.setenv(environment, ":0")
+    assert datasets.main(["d.npz", "--show", "0"]) == 0
+    assert shown == ([(560, 560)] if opened else [])
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_a_digit_that_the_training_set_has_not_is_refused(places, capsys, index):
+    write_npz(places.here / "d.npz")
+    assert datasets.main(["d.npz", "--show", str(index)]) == 1
+    assert f"--show {index} is not in the training set; use a number from 0 to 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

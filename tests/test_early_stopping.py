@@ -1,11 +1,17 @@
 import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytensor
 import pytest
 
 from deeplearning_tutorial import early_stopping
-from deeplearning_tutorial.early_stopping import TrainingResult, Validation, train_with_patience
+from deeplearning_tutorial.checkpoint import read_checkpoint
+from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, Validation
+from deeplearning_tutorial.training_files import TrainingFiles
 
 
 class Script:
@@ -108,9 +114,11 @@ def test_an_equal_error_is_no_improvement():
 
 
 def test_seconds_are_those_of_the_loop(monkeypatch):
-    clock = iter([10.0, 12.5])
+    clock = iter([10.0, 11.0, 12.0, 12.5])
     monkeypatch.setattr(early_stopping, "default_timer", lambda: next(clock))
-    assert Script([0.5]).run(n_train_batches=1, n_epochs=1, patience=100).seconds == 2.5
+    result = Script([0.5]).run(n_train_batches=1, n_epochs=1, patience=100)
+    assert result.seconds == 2.5
+    assert [look.seconds for look in result.history] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +227,11 @@ def test_each_improvement_is_saved_at_once(tmp_path, monkeypatch):
     def validate(index):
         if path.exists():
             with np.load(path) as file:
-                stored.append((script.iteration(), file.files, file["layer.W"].tolist()))
+                stored.append((script.iteration(), file.files[:-1], file["layer.W"].tolist()))
         return Script.validate(script, index)
 
     monkeypatch.setattr(script, "validate", validate)
-    script.run(n_train_batches=2, n_epochs=4, patience=100, save=path)
+    script.run(n_train_batches=2, n_epochs=4, patience=100, files=TrainingFiles(save=path))
     # What is in the file when the later looks are taken, at iterations 4, 6 and 8.
     assert stored == [
         (4, ["layer.W"], [2, 2]),
@@ -265,6 +273,195 @@ def test_lines_on_a_terminal_get_past_the_bar(capsys, monkeypatch):
     ]
 
 
-def test_a_result_before_any_validation_has_no_best_error():
-    result = TrainingResult()
-    assert result.best_validation_error == math.inf and result.history == []
+def test_the_bar_shows_the_cost_of_the_last_minibatch(capsys):
+    Script([0.5]).run(n_train_batches=3, n_epochs=1, patience=100, progress=True)
+    assert "cost 0.375" in capsys.readouterr().err.split("\r")[-1]
+
+
+ERRORS = [0.5, 0.4, 0.45, 0.3, 0.35]
+
+
+@pytest.fixture
+def resumable(tmp_path, capsys):
+    """Run a script of five epochs of three minibatches, from its checkpoint where there is one."""
+
+    def run(errors=ERRORS, resume=False, n_epochs=5, script=None, **options):
+        files = TrainingFiles(checkpoint=tmp_path / "c.npz", resume=resume, log=tmp_path / "log.csv")
+        script = Script(errors) if script is None else script
+        options = {"n_train_batches": 3, "patience": 100, "announce_every": 2} | options
+        try:
+            result = script.run(n_epochs=n_epochs, files=files, **options)
+        finally:
+            script.lines = capsys.readouterr().out.splitlines()
+            script.logged = [line.rpartition(",")[0] for line in (tmp_path / "log.csv").read_text().split()]
+        return script, result
+
+    return run
+
+
+def outcome(result):
+    return replace(result, seconds=0, best_parameters=result.best_parameters["layer.W"].tolist())
+
+
+@pytest.mark.parametrize("n_done", range(1, 6))
+def test_a_resumed_run_ends_as_an_uninterrupted_one(resumable, tmp_path, n_done):
+    whole, whole_result = resumable()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    first, _ = resumable(n_epochs=n_done)
+    second, second_result = resumable(ERRORS[n_done:], resume=True)
+    assert outcome(second_result) == outcome(whole_result)
+    assert second.iteration() == whole.iteration() == 15
+    assert first.calls + second.calls == whole.calls
+    assert first.lines + second.lines == whole.lines and second.logged == whole.logged
+    third, third_result = resumable([], resume=True)
+    assert third.calls == third.lines == [] and outcome(third_result) == outcome(whole_result)
+
+
+def test_a_run_that_patience_ended_stays_ended(resumable):
+    options = {"patience": 7, "n_epochs": 100}
+    _, result = resumable([0.5, 0.5], **options)
+    again, again_result = resumable([], resume=True, **options)
+    assert again.calls == [] and outcome(again_result) == outcome(result)
+
+
+def test_a_resumed_run_goes_on_counting_its_seconds(resumable, monkeypatch):
+    clock = iter([0.0, 4.0, 5.0, 5.0, 100.0, 101.0, 102.0, 102.0])
+    monkeypatch.setattr(early_stopping, "default_timer", lambda: next(clock))
+    resumable([0.5], n_epochs=1)
+    _, result = resumable([0.4], resume=True, n_epochs=2)
+    assert result.seconds == 7.0 and [look.seconds for look in result.history] == [4.0, 6.0]
+
+
+@pytest.fixture
+def ctrl_c():
+    """What Ctrl-C does where nobody has changed it; a shell ignores it in the background."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, inherited)
+
+
+class Interrupted(Script):
+    """A script during whose training, at some iterations, Ctrl-C is pressed a number of times."""
+
+    def __init__(self, errors, ctrl_c, presses):
+        super().__init__(errors)
+        self.ctrl_c, self.presses = ctrl_c, presses
+
+    def train(self, index):
+        cost = super().train(index)
+        for _ in range(self.presses.get(self.iteration(), 0)):
+            self.ctrl_c()
+        return cost
+
+
+@pytest.mark.parametrize("at", [2, 3, 5, 6, 14, 15])
+def test_ctrl_c_ends_after_the_minibatch_with_everything_written(resumable, tmp_path, ctrl_c, at):
+    whole, whole_result = resumable()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    first = Interrupted(ERRORS, ctrl_c, {at: 1})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        resumable(script=first)
+    result = caught.value.result
+    assert first.iteration() == read_checkpoint(tmp_path / "c.npz").iteration == at
+    assert len(result.history) == at // 3 and result.epochs == math.ceil(at / 3)
+    told = str(caught.value)
+    assert told.startswith(f"Interrupted after iteration {at}. {result.summary()}. ")
+    assert told.endswith(f"The checkpoint is {tmp_path / 'c.npz'}; resume to go on from there.")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    second, second_result = resumable(ERRORS[at // 3 :], resume=True)
+    assert outcome(second_result) == outcome(whole_result)
+    assert first.calls + second.calls == whole.calls and first.lines + second.lines == whole.lines
+    assert second.logged == whole.logged
+
+
+def test_ctrl_c_before_the_first_validation_reaches_no_error(ctrl_c):
+    with pytest.raises(TrainingInterrupted, match="after iteration 2. There was no validation") as caught:
+        Interrupted([], ctrl_c, {2: 1}).run(n_train_batches=3, n_epochs=1, patience=100)
+    assert caught.value.result.best_validation_error == math.inf
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_checkpoint(resumable, tmp_path, ctrl_c):
+    with pytest.raises(TrainingInterrupted, match="Interrupted within iteration 5. Best") as caught:
+        resumable(script=Interrupted(ERRORS, ctrl_c, {5: 2}))
+    assert caught.value.result.best_iteration == 3
+    assert read_checkpoint(tmp_path / "c.npz").iteration == 3
+
+
+def test_the_first_ctrl_c_says_what_a_second_would_do(ctrl_c, capfd):
+    with pytest.raises(TrainingInterrupted):
+        Interrupted([], ctrl_c, {2: 1}).run(n_train_batches=3, n_epochs=1, patience=100)
+    assert "Stopping after this minibatch or validation; Ctrl-C again stops at once" in capfd.readouterr().err
+
+
+def test_ctrl_c_while_the_first_minibatch_compiles_interrupts_at_once(ctrl_c):
+    script = Interrupted([], ctrl_c, {1: 1})
+    with pytest.raises(TrainingInterrupted, match="Interrupted within iteration 1. There was no validation"):
+        script.run(n_train_batches=3, n_epochs=1, patience=100)
+    assert script.calls == [("train", 0)]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda signum, frame: None])
+def test_a_callers_own_way_with_ctrl_c_is_left_to_it(ctrl_c, handler):
+    signal.signal(signal.SIGINT, handler)
+    result = Interrupted([0.5], ctrl_c, {1: 1, 2: 1}).run(n_train_batches=3, n_epochs=1, patience=100)
+    assert result.epochs == 1 and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_training_works_outside_the_main_thread():
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(Script([0.5]).run, n_train_batches=3, n_epochs=1, patience=100)
+    assert run.result().best_validation_error == 0.5
+
+
+class Diverging(Script):
+    """A script whose cost is not finite from an iteration on."""
+
+    def __init__(self, errors, at, cost):
+        super().__init__(errors)
+        self.at, self.cost = at, cost
+
+    def train(self, index):
+        cost = super().train(index)
+        return np.asarray(self.cost) if self.iteration() >= self.at else cost
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
+def test_a_cost_that_is_not_finite_ends_training_at_once(tmp_path, cost):
+    files = TrainingFiles(save=tmp_path / "m.npz", checkpoint=tmp_path / "c.npz", learning_rate=20.0)
+    script = Diverging([0.5], at=5, cost=cost)
+    with pytest.raises(DivergenceError) as caught:
+        script.run(n_train_batches=3, n_epochs=9, patience=100, files=files)
+    assert script.iteration() == 5
+    assert str(caught.value).startswith(
+        f"the cost is {cost} at iteration 5: training diverges with learning_rate=20.0; use a smaller "
+        "learning rate, e.g. 2. Best validation score of 50.000000 % obtained at iteration 3, "
+    )
+    assert f"The best model is in {tmp_path / 'm.npz'}." in str(caught.value)
+    assert caught.value.result.best_parameters["layer.W"].tolist() == [3, 3]
+    checkpoint = read_checkpoint(tmp_path / "c.npz")
+    assert checkpoint.iteration == 3 and checkpoint.parameters["layer.W"].tolist() == [3, 3]
+
+
+def test_divergence_without_known_arguments_or_validations_is_told_as_well():
+    with pytest.raises(FloatingPointError) as caught:
+        Diverging([], at=1, cost=math.nan).run(n_train_batches=3, n_epochs=9, patience=100)
+    assert str(caught.value).strip() == (
+        "the cost is nan at iteration 1: training diverges; use a smaller learning rate. "
+        "There was no validation yet."
+    )
+
+
+def test_files_that_could_not_be_written_in_the_end_are_in_the_result(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(early_stopping.os, "fsync", full)
+    files = TrainingFiles(save=tmp_path / "m.npz")
+    result = Script([0.5, 0.4]).run(n_train_batches=2, n_epochs=2, patience=100, files=files)
+    assert result.best_validation_error == 0.4 and result.best_parameters["layer.W"].tolist() == [4, 4]
+    line = f"the best model could not be written to {tmp_path / 'm.npz'}: No space left on device"
+    assert result.unwritten == [line]
+    # Not again where nothing has changed.
+    assert capsys.readouterr().err == f"WARNING: {line}; each validation tries again\n"

@@ -139,6 +139,8 @@ def test_sizes_that_are_no_positive_integers_are_refused_by_name(name, sizes):
         ({"n_epochs": 1.5}, "n_epochs=1.5 is not"),
         ({"batch_size": -600}, "batch_size=-600 is not a positive integer; use"),
         ({"batch_size": None}, "batch_size=None is not"),
+        ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
+        ({"resume": True}, "resume=True needs the file to go on from"),
         ({"save": "model.pkl"}, "save='model.pkl' does not end in .npz, .*; add the ending"),
     ],
 )

@@ -161,6 +161,9 @@ def test_the_two_norms_are_those_of_both_weight_matrices_and_of_no_bias():
         ({"L2_reg": -1}, "L2_reg=-1 is not a non-negative finite number; use"),
         ({"L2_reg": float("nan")}, "L2_reg=nan is not"),
         ({"n_epochs": -1}, "n_epochs=-1 is not a positive integer; use"),
+        ({"seed": -1}, "seed=-1 is not an integer from 0 to 4294967295; use"),
+        ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
+        ({"resume": True}, "resume=True needs the file to go on from"),
         ({"batch_size": 0}, "batch_size=0 is not a positive integer; use"),
         ({"batch_size": 20.0}, "batch_size=20.0 is not"),
         ({"n_hidden": 0}, "n_hidden=0 is not a positive integer; use"),
@@ -220,7 +223,7 @@ def test_run_directly_it_trains_saves_and_prints_the_same(run_script, tmp_path, 
     assert re.search(r"^The code for file mlp.py ran for \d+\.\d\dm\n\Z", ended.stderr, re.MULTILINE)
     assert os.listdir(tmp_path) == ["m.npz"]
     with np.load(tmp_path / "m.npz") as file:
-        assert file.files == NAMES
+        assert file.files == [*NAMES, "about"]
         for name in NAMES:
             assert file[name].dtype == "float32"
             np.testing.assert_allclose(file[name], reference.parameters[name], atol=2e-6)
@@ -230,7 +233,7 @@ def test_every_argument_reaches_the_training_in_float64(run_script, tmp_path, sa
     # FAST_COMPILE takes NumPy for every Op, which starts sooner.
     arguments = (
         "--learning-rate 0.05 --L1-reg 0.002 --L2-reg 0.003 --n-epochs 1 --batch-size 70 --n-hidden 13 "
-        "--dataset mnist_5k.npz --floatX float64 --save m.npz"
+        "--dataset mnist_5k.npz --floatX float64 --seed 77 --save m.npz"
     )
     ended = run_script("mlp", *arguments.split(), cwd=tmp_path, flags="mode=FAST_COMPILE")
     assert ended.returncode == 0, ended.stderr
@@ -241,6 +244,7 @@ def test_every_argument_reaches_the_training_in_float64(run_script, tmp_path, sa
         learning_rate=0.05,
         L1_reg=0.002,
         L2_reg=0.003,
+        seed=77,
         drawn_as="float64",
     )
     with np.load(tmp_path / "m.npz") as file:

@@ -11,8 +11,10 @@ from deeplearning_tutorial import parameters as module
 from deeplearning_tutorial.parameters import (
     check_save_path,
     copy_parameters,
+    json_array,
     load_parameters,
     named_parameters,
+    read_about,
     save_parameters,
 )
 
@@ -129,6 +131,31 @@ def test_the_file_gets_its_name_only_once_it_is_whole(tmp_path, monkeypatch, mod
     monkeypatch.setattr(module.os, "replace", replace)
     save_parameters(tmp_path / "m.npz", model)
     assert seen == [(sorted(model), False, tmp_path)]
+
+
+ABOUT = {"script": "mlp", "arguments": {"nkerns": [2, 3], "learning_rate": 0.1}}
+
+
+def test_how_a_model_was_made_is_kept_beside_it_and_does_not_matter_to_loading(tmp_path, model):
+    before = values(model)
+    save_parameters(tmp_path / "m.npz", model, about=ABOUT)
+    assert read_about(tmp_path / "m.npz") == ABOUT
+    for variable in model.values():
+        variable.set_value(variable.get_value() * 0)
+    load_parameters(tmp_path / "m.npz", model)
+    assert values(model) == before
+
+
+def test_a_model_that_says_nothing_about_itself_is_no_error(tmp_path, model):
+    save_parameters(tmp_path / "m.npz", model)
+    assert read_about(tmp_path / "m.npz") is None
+
+
+@pytest.mark.parametrize("about", [np.zeros(3), np.array("{}"), json_array([1]), json_array({})[:1]])
+def test_a_damaged_account_is_refused_by_name(tmp_path, about):
+    np.savez(tmp_path / "m.npz", about=about)
+    with pytest.raises(ValueError, match="m.npz is damaged .*; use a file that a script saved"):
+        read_about(tmp_path / "m.npz")
 
 
 def refused(path, model):

@@ -17,7 +17,7 @@ SIGNATURES = {
     "sgd_optimization_mnist": (
         logistic_sgd,
         "(learning_rate=0.13, n_epochs=1000, dataset='mnist.pkl.gz', batch_size=600, "
-        "*, save='best_model.npz', progress=False)",
+        "*, save='best_model.npz', checkpoint=None, resume=False, log=None, progress=False)",
     ),
     "predict": (logistic_sgd, "(*, model='best_model.npz', dataset='mnist.pkl.gz')"),
     "HiddenLayer": (mlp, f"(rng, input, n_in, n_out, W=None, b=None, activation={pt.tanh!r})"),
@@ -25,13 +25,14 @@ SIGNATURES = {
     "test_mlp": (
         mlp,
         "(learning_rate=0.01, L1_reg=0.0, L2_reg=0.0001, n_epochs=1000, dataset='mnist.pkl.gz', "
-        "batch_size=20, n_hidden=500, *, save=None, progress=False)",
+        "batch_size=20, n_hidden=500, "
+        "*, seed=1234, save=None, checkpoint=None, resume=False, log=None, progress=False)",
     ),
     "LeNetConvPoolLayer": (convolutional_mlp, "(rng, input, filter_shape, image_shape, poolsize=(2, 2))"),
     "evaluate_lenet5": (
         convolutional_mlp,
         "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(20, 50), batch_size=500, "
-        "*, save=None, progress=False)",
+        "*, seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
     ),
     "experiment": (convolutional_mlp, "(state, channel)"),
 }
@@ -77,7 +78,7 @@ import sys
 class Note:
     asked = set()
     def find_spec(self, name, path=None, target=None):
-        if name in ("jax", "torch", "matplotlib", "deeplearning_tutorial.nnet.dispatch.numba"):
+        if name in ("jax", "torch", "matplotlib", "PIL", "deeplearning_tutorial.nnet.dispatch.numba"):
             self.asked.add(name)
 sys.meta_path.insert(0, Note())
 {code}
@@ -89,7 +90,7 @@ sys.meta_path.insert(0, Note())
     return ended.stdout.split()
 
 
-def test_importing_everything_looks_for_neither_jax_nor_torch_nor_matplotlib():
+def test_importing_everything_looks_for_no_library_of_the_extras():
     code = """
 import importlib, pkgutil, deeplearning_tutorial as package
 for module in pkgutil.iter_modules(package.__path__, "deeplearning_tutorial."):

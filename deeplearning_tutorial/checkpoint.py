@@ -1,0 +1,222 @@
+"""Checkpoints: the complete state of a training run in one ``.npz`` file, no pickle.
+
+::
+
+    from deeplearning_tutorial.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint("lenet-checkpoint.npz")
+    print(checkpoint.script, checkpoint.arguments, checkpoint.result.history[-1])
+"""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+import numba
+import numpy as np
+import pytensor
+import scipy
+
+from deeplearning_tutorial.parameters import json_array, json_value, read_npz, write_npz
+from deeplearning_tutorial.results import TrainingResult, Validation
+
+# Other versions of these may round differently.
+VERSIONS = {module.__name__: module.__version__ for module in (numba, np, pytensor, scipy)}
+
+_STATE = "state"
+_PARAMETERS, _BEST = "parameters/", "best/"
+_ROWS = 1000
+_USE = "use a file that a script wrote with checkpoint="
+_TYPES = {
+    "script": str,
+    "arguments": dict,
+    "data": str,
+    "iteration": int,
+    "patience": int | float,
+    "seconds": float,
+    "minibatches": list,
+    "history": list,
+    "versions": dict,
+}
+_VALIDATION_TYPES = {f.name: f.type for f in fields(Validation)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The complete state of a training run between two minibatches.
+
+    Attributes
+    ----------
+    script : str
+        The script that trains, e.g. ``"convolutional_mlp"``.
+    arguments : dict
+        Its arguments by name, as JSON has them (tuples are lists), with ``floatX`` and ``mode``; without what
+        does not shape the result, such as file names.
+    data : str
+        Size and SHA-256 of the data set, see `data_fingerprint`.
+    iteration : int
+        Minibatches trained.
+    patience : int or float
+        Minibatches to train at least.
+    parameters : dict of str to numpy.ndarray
+        Present values by name.
+    result : TrainingResult
+        What was reached, with ``history`` and ``best_parameters``.
+    versions : dict of str to str
+        Versions of the libraries that computed it.
+    """
+
+    script: str
+    arguments: dict
+    data: str
+    iteration: int
+    patience: float
+    parameters: dict[str, np.ndarray]
+    result: TrainingResult
+    versions: dict = field(default_factory=lambda: dict(VERSIONS))
+
+
+def data_fingerprint(datasets):
+    """Describe a data set so that any other one is told apart.
+
+    Parameters
+    ----------
+    datasets : list of (x, y)
+        As `load_data` returns them.
+
+    Returns
+    -------
+    str
+        Examples per split, and the SHA-256 of all pixels, as float32, and labels. It does not depend on
+        floatX, nor on the file format the data came in.
+    """
+    digest = hashlib.sha256()
+    for split in datasets:
+        for variable, dtype in zip(split, (np.float32, np.int32), strict=True):
+            values = variable.get_value(borrow=True)
+            digest.update(str(values.shape).encode())
+            # Piece by piece, for in float64 each piece is converted.
+            for start in range(0, len(values), _ROWS):
+                digest.update(np.ascontiguousarray(values[start : start + _ROWS], dtype))
+    sizes = " + ".join(str(len(x.get_value(borrow=True))) for x, _y in datasets)
+    return f"{sizes} examples, SHA-256 {digest.hexdigest()}"
+
+
+def write_checkpoint(path, checkpoint):
+    """Write a checkpoint; the file is either replaced whole or left as it was.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The ``.npz`` file.
+    checkpoint : Checkpoint
+
+    Raises
+    ------
+    OSError
+        If the folder is missing or cannot be written, or the disk is full.
+    """
+    result = checkpoint.result
+    # The best errors follow from the history, the epochs from the iteration.
+    state = {
+        "script": checkpoint.script,
+        "arguments": checkpoint.arguments,
+        "data": checkpoint.data,
+        "iteration": checkpoint.iteration,
+        "patience": checkpoint.patience,
+        "seconds": result.seconds,
+        "minibatches": result.minibatches,
+        "history": [asdict(validation) for validation in result.history],
+        "versions": checkpoint.versions,
+    }
+    arrays = {_STATE: json_array(state)}
+    arrays |= {_PARAMETERS + name: value for name, value in checkpoint.parameters.items()}
+    arrays |= {_BEST + name: value for name, value in result.best_parameters.items()}
+    write_npz(path, arrays)
+
+
+def read_checkpoint(path):
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path : path
+        A file that a script wrote with ``checkpoint=``.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or something else than a checkpoint.
+    FileNotFoundError
+        If there is no such file.
+    """
+    stored = read_npz(path, "checkpoint")
+    try:
+        state = json_value(stored.pop(_STATE))
+        _check_types(state, _TYPES, "the state")
+        parameters = _pop(stored, _PARAMETERS)
+        best_parameters = _pop(stored, _BEST)
+        if stored:
+            raise ValueError(f"it holds {next(iter(stored))}, which no checkpoint has")
+        result = _result(state, best_parameters)
+    except KeyError as error:
+        raise ValueError(f"{path} is not a checkpoint: it lacks {error}; {_USE}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint, or damaged: {error}; {_USE}") from error
+    names = ("script", "arguments", "data", "iteration", "patience", "versions")
+    return Checkpoint(parameters=parameters, result=result, **{name: state[name] for name in names})
+
+
+def is_checkpoint(stored):
+    """Tell whether the arrays of a ``.npz`` file, by name, are a checkpoint's rather than a saved model's."""
+    return _STATE in stored
+
+
+def _check_types(values, types, what):
+    if not isinstance(values, dict) or values.keys() != types.keys():
+        raise ValueError(f"{what} does not consist of {', '.join(types)}")
+    for name, type_ in types.items():
+        value = values[name]
+        # To isinstance a bool is an int, too.
+        good = isinstance(value, type_) and not isinstance(value, bool)
+        if good and isinstance(value, int | float):
+            good = math.isfinite(value) and (value >= 0 or name == "cost")
+        if not good:
+            raise ValueError(f"{name} of {what} is {value!r}")
+
+
+def _pop(stored, prefix):
+    """Take out the arrays whose names begin with ``prefix``, and name them without it."""
+    taken = {name: stored.pop(name) for name in list(stored) if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in taken.items()}
+
+
+def _result(state, best_parameters):
+    for row in state["history"]:
+        _check_types(row, _VALIDATION_TYPES, "a validation")
+    history = [Validation(**row) for row in state["history"]]
+    iterations = [0, *(validation.iteration for validation in history), state["iteration"]]
+    if iterations[:-1] != sorted(set(iterations[:-1])) or iterations[-1] < iterations[-2]:
+        raise ValueError("its validations are in no order")
+    minibatches = state["minibatches"]
+    if len(minibatches) != 3 or any(type(n) is not int or n < 1 for n in minibatches):
+        raise ValueError(f"minibatches of the state is {minibatches!r}")
+    result = TrainingResult(
+        epochs=math.ceil(state["iteration"] / minibatches[0]),
+        seconds=state["seconds"],
+        history=history,
+        best_parameters=best_parameters,
+        minibatches=tuple(minibatches),
+    )
+    improved = [validation for validation in history if validation.test_error is not None]
+    if bool(improved) != bool(best_parameters):
+        raise ValueError("validations and best parameters contradict each other")
+    if improved:
+        result.best_validation_error = improved[-1].validation_error
+        result.best_iteration = improved[-1].iteration
+        result.test_error = improved[-1].test_error
+    return result

@@ -1,0 +1,266 @@
+"""Saved models, built again from their files.
+
+A file tells its script and holds every parameter by name, so the shapes give the sizes. A new script is a new
+entry in `ARCHITECTURES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from deeplearning_tutorial import convolutional_mlp, logistic_sgd, mlp
+from deeplearning_tutorial.checkpoint import is_checkpoint, read_checkpoint
+from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
+from deeplearning_tutorial.formats import N_PIXELS
+from deeplearning_tutorial.logistic_sgd import LogisticRegression
+from deeplearning_tutorial.mlp import MLP, HiddenLayer
+from deeplearning_tutorial.parameters import ABOUT, named_parameters, read_about, read_npz
+
+N_CLASSES = 10
+# LeNet's graph is built for one size of minibatch. With that of its script, compiled kernels are found again.
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a script's model is built again.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Names of its layers, each with a vector ``b`` of as many elements as the layer has units; the last
+        layer's units are the classes.
+    shapes : callable
+        Takes the units of each layer, returns the shape of every parameter by name.
+    build : callable
+        Takes a random number generator for initial weights, the images as a matrix of `BATCH_SIZE` rows, and
+        the units of each layer; returns the layers by name.
+    published : dict
+        The tutorial's figures, as the script has them.
+    """
+
+    layers: tuple[str, ...]
+    shapes: Callable
+    build: Callable
+    published: dict
+
+
+def _logistic_sgd_shapes(n_out):
+    return {"classifier.W": (N_PIXELS, n_out), "classifier.b": (n_out,)}
+
+
+def _build_logistic_sgd(rng, x, n_out):
+    return {"classifier": LogisticRegression(x, N_PIXELS, n_out)}
+
+
+def _mlp_shapes(n_hidden, n_out):
+    return {
+        "hiddenLayer.W": (N_PIXELS, n_hidden),
+        "hiddenLayer.b": (n_hidden,),
+        "logRegressionLayer.W": (n_hidden, n_out),
+        "logRegressionLayer.b": (n_out,),
+    }
+
+
+def _build_mlp(rng, x, n_hidden, n_out):
+    classifier = MLP(rng, x, N_PIXELS, n_hidden, n_out)
+    return {
+        "hiddenLayer": classifier.hiddenLayer,
+        "logRegressionLayer": classifier.logRegressionLayer,
+    }
+
+
+def _convolutional_mlp_shapes(nkerns0, nkerns1, n_hidden, n_out):
+    return {
+        "layer0.W": (nkerns0, 1, 5, 5),
+        "layer0.b": (nkerns0,),
+        "layer1.W": (nkerns1, nkerns0, 5, 5),
+        "layer1.b": (nkerns1,),
+        "layer2.W": (nkerns1 * 4 * 4, n_hidden),
+        "layer2.b": (n_hidden,),
+        "layer3.W": (n_hidden, n_out),
+        "layer3.b": (n_out,),
+    }
+
+
+def _build_convolutional_mlp(rng, x, nkerns0, nkerns1, n_hidden, n_out):
+    images = x.reshape((BATCH_SIZE, 1, 28, 28))
+    layer0 = LeNetConvPoolLayer(rng, images, (nkerns0, 1, 5, 5), (BATCH_SIZE, 1, 28, 28))
+    layer1 = LeNetConvPoolLayer(rng, layer0.output, (nkerns1, nkerns0, 5, 5), (BATCH_SIZE, nkerns0, 12, 12))
+    layer2_input = layer1.output.reshape((BATCH_SIZE, nkerns1 * 4 * 4))
+    layer2 = HiddenLayer(rng, layer2_input, nkerns1 * 4 * 4, n_hidden)
+    layer3 = LogisticRegression(layer2.output, n_hidden, n_out)
+    return {"layer0": layer0, "layer1": layer1, "layer2": layer2, "layer3": layer3}
+
+
+ARCHITECTURES = {
+    "logistic_sgd": Architecture(
+        ("classifier",), _logistic_sgd_shapes, _build_logistic_sgd, logistic_sgd.PUBLISHED
+    ),
+    "mlp": Architecture(("hiddenLayer", "logRegressionLayer"), _mlp_shapes, _build_mlp, mlp.PUBLISHED),
+    "convolutional_mlp": Architecture(
+        ("layer0", "layer1", "layer2", "layer3"),
+        _convolutional_mlp_shapes,
+        _build_convolutional_mlp,
+        convolutional_mlp.PUBLISHED,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, read from its file.
+
+    Attributes
+    ----------
+    script : str
+        The script that trained it, e.g. "convolutional_mlp".
+    parameters : dict of str to numpy.ndarray
+        By name, in the order of the layers.
+    arguments : dict
+        Those of the training function, as far as the file tells them.
+    """
+
+    script: str
+    parameters: dict[str, np.ndarray]
+    arguments: dict
+
+    @property
+    def units(self):
+        """Units of each layer, a list of int."""
+        return [len(self.parameters[f"{layer}.b"]) for layer in ARCHITECTURES[self.script].layers]
+
+    @property
+    def floatX(self):
+        """Precision that holds every parameter: "float32" or "float64"."""
+        return "float64" if np.result_type(*self.parameters.values()).itemsize > 4 else "float32"
+
+    def probabilities(self, images):
+        """Compute the probability of each class.
+
+        Parameters
+        ----------
+        images : array_like
+            Shape ``(n, 784)``, every pixel ``byte / 256``.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(n, 10)``, of dtype `floatX`.
+        """
+        images = np.asarray(images, self.floatX)
+        if images.ndim != 2 or images.shape[1] != N_PIXELS:
+            raise ValueError(f"images has shape {images.shape}; use (n, {N_PIXELS})")
+        found = np.empty((len(images), N_CLASSES), self.floatX)
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            padded = np.zeros((BATCH_SIZE, N_PIXELS), self.floatX)
+            padded[: len(batch)] = batch
+            found[start : start + BATCH_SIZE] = self._function(padded)[: len(batch)]
+        return found
+
+    @cached_property
+    def _function(self):
+        with pytensor.config.change_flags(floatX=self.floatX):
+            x = pt.matrix("x", shape=(BATCH_SIZE, N_PIXELS))
+            layers = ARCHITECTURES[self.script].build(np.random.RandomState(0), x, *self.units)
+            for name, variable in named_parameters(**layers).items():
+                variable.set_value(self.parameters[name].astype(self.floatX))
+            *_, classifier = layers.values()
+            return pytensor.function([x], classifier.p_y_given_x)
+
+
+def read_model(path):
+    """Read a model that a script saved.
+
+    Parameters
+    ----------
+    path : path
+        ``.npz`` file, as ``--save`` writes it; or a checkpoint, whose best model is taken.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ValueError
+        If the file is no saved model, or its parameters are not those of a script's model, do not fit
+        together, or are not finite.
+    FileNotFoundError
+        If there is no such file.
+    """
+    stored = read_npz(path)
+    if is_checkpoint(stored):
+        checkpoint = read_checkpoint(path)
+        script, arguments = checkpoint.script, checkpoint.arguments
+        parameters = checkpoint.result.best_parameters or checkpoint.parameters
+    else:
+        about = read_about(path) or {}
+        script, arguments = about.get("script"), about.get("arguments")
+        parameters = {name: value for name, value in stored.items() if name != ABOUT}
+    try:
+        return model_of(script or _script_of(parameters), parameters, arguments)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}") from error
+
+
+def model_of(script, parameters, arguments=None):
+    """Make a model of a script's parameters.
+
+    Parameters
+    ----------
+    script : str
+        A key of `ARCHITECTURES`.
+    parameters : dict of str to numpy.ndarray
+    arguments : dict, optional
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ValueError
+        If the parameters are not those of the script's model, do not fit together, or are not finite.
+    """
+    if not isinstance(script, str) or script not in ARCHITECTURES:
+        raise ValueError(f"it is a model of the script {script!r}; known are {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[script]
+    expected = _expected_shapes(architecture, parameters)
+    if parameters.keys() != expected.keys():
+        raise ValueError(
+            f"it holds {', '.join(parameters) or 'nothing'}, a model of {script} has {', '.join(expected)}; "
+            "use a file that a script saved with --save"
+        )
+    for name, shape in expected.items():
+        value = parameters[name]
+        if value.shape != shape or value.dtype.kind != "f":
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {value.shape}; beside these biases it has to be "
+                f"floating point of shape {shape}; the file is not one that a script saved, train anew"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} holds values that are not finite; train anew at a lower learning rate")
+    return Model(script, {name: parameters[name] for name in expected}, arguments or {})
+
+
+def _expected_shapes(architecture, parameters):
+    # A bias that is missing or empty stands for one unit: the names or the shape will not fit.
+    units = [max(np.size(parameters.get(f"{layer}.b", 0)), 1) for layer in architecture.layers[:-1]]
+    return architecture.shapes(*units, N_CLASSES)
+
+
+def _script_of(parameters):
+    """Tell from the parameters' names which script saved them."""
+    for script, architecture in ARCHITECTURES.items():
+        if _expected_shapes(architecture, parameters).keys() == parameters.keys():
+            return script
+    raise ValueError(
+        f"it holds {', '.join(parameters) or 'nothing'}, which are the parameters of none of "
+        f"{', '.join(ARCHITECTURES)}; use a file that a script saved with --save"
+    )

@@ -1,0 +1,253 @@
+"""A page about a training run: what it learned, how, and where it errs.
+
+    python -m deeplearning_tutorial.convolutional_mlp --n-epochs 3 --checkpoint lenet.npz
+    python -m deeplearning_tutorial.report lenet.npz                      # writes lenet-report/index.html
+    python -m deeplearning_tutorial.report lenet.npz --digit 7 --output lenet
+
+The page holds its pictures itself and fetches nothing, so it can be sent as it is; the pictures also lie
+beside it as PNG files. It needs matplotlib.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from deeplearning_tutorial import plots
+from deeplearning_tutorial.checkpoint import data_fingerprint, read_checkpoint
+from deeplearning_tutorial.classification import evaluate
+from deeplearning_tutorial.datasets import MNIST, load_data, sample_path
+from deeplearning_tutorial.feature_maps import feature_maps
+from deeplearning_tutorial.models import ARCHITECTURES, model_of
+from deeplearning_tutorial.page import Picture, Section, Table, page
+from deeplearning_tutorial.parameters import write_atomically
+
+_TITLES = {
+    "logistic_sgd": "Logistic regression on MNIST",
+    "mlp": "A multilayer perceptron on MNIST",
+    "convolutional_mlp": "LeNet on MNIST",
+}
+_N_WRONG = 20
+
+
+def write_report(checkpoint, output=None, *, dataset=None, digit=0):
+    """Write a page about a training run, and its pictures.
+
+    Parameters
+    ----------
+    checkpoint : path
+        What a script wrote with ``checkpoint=``.
+    output : path, optional
+        Folder to write to, made if it is missing; by default beside the checkpoint and named after it.
+    dataset : path, optional
+        What the run was trained on, as `load_data` takes it; by default the sample if that is what it was, or
+        else MNIST.
+    digit : int
+        Which test digit is followed through the feature maps, counted from 0.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+
+    Raises
+    ------
+    ValueError
+        If ``checkpoint`` is none, has no validation yet, or was trained on other data than ``dataset``; or
+        if the test set has no ``digit``.
+    OSError
+        If a file is missing or cannot be written.
+    ImportError
+        If matplotlib is not installed.
+    """
+    plots.require_matplotlib()
+    checkpoint = Path(checkpoint)
+    run = read_checkpoint(checkpoint)
+    if not run.result.history:
+        raise ValueError(f"{checkpoint} has no validation yet; train on, and report then")
+    try:
+        model = model_of(run.script, run.result.best_parameters, run.arguments)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} does not fit: {error}") from error
+    x, y = _test_set(checkpoint, run, dataset)
+    if not 0 <= digit < len(y):
+        raise ValueError(f"digit={digit} is not in the test set; use one from 0 to {len(y) - 1}")
+    test = evaluate(model, x, y)
+    sections = [
+        _settings(run),
+        _curves(run),
+        _weights(model),
+        *([_followed(model, test, x, digit)] if run.script == "convolutional_mlp" else []),
+        _confusions(test),
+        *([_wrong(test, x)] if test.n_wrong else []),
+    ]
+    summary = (
+        f"The best model of {_count(run.result.epochs, 'epoch')}, chosen by validation, misclassifies "
+        f"{test.n_wrong} of {len(y)} test digits: {100 * test.error:.2f}\xa0%."
+    )
+    folder = checkpoint.with_name(f"{checkpoint.stem}-report") if output is None else Path(output)
+    folder.mkdir(exist_ok=True)
+    for section in sections:
+        for picture in section.contents:
+            if isinstance(picture, Picture):
+                write_atomically(folder / f"{picture.name}.png", picture.png)
+    path = folder / "index.html"
+    write_atomically(path, page(_TITLES[run.script], summary, sections).encode())
+    return path
+
+
+def _test_set(checkpoint, run, dataset):
+    """Return the test set of the data that the run was trained on, told by its fingerprint."""
+    for candidate in [sample_path(), MNIST] if dataset is None else [dataset]:
+        datasets = load_data(candidate)
+        if data_fingerprint(datasets) == run.data:
+            return [variable.get_value(borrow=True) for variable in datasets[2]]
+    raise ValueError(
+        f"{checkpoint} was trained on other data than {candidate}: {run.data} there, "
+        f"{data_fingerprint(datasets)} here; give the data set that it was trained on"
+    )
+
+
+def _settings(run):
+    result, published = run.result, ARCHITECTURES[run.script].published
+    reached = {
+        "test error": f"{100 * result.test_error:.2f}\xa0% (published: {published['test error']:.2f}\xa0%)",
+        "validation error": f"{100 * result.best_validation_error:.2f}\xa0% "
+        f"(published: {published['validation error']:.2f}\xa0%)",
+        "best iteration": result.best_iteration,
+        "iterations": run.iteration,
+        "epochs": result.epochs,
+        "time": f"{result.seconds / 60:.1f} minutes",
+    }
+    settings = {"script": run.script}
+    settings |= {name: _written(value) for name, value in run.arguments.items()}
+    settings |= {"data": run.data}
+    text = "The errors below were measured in training, which counts whole minibatches only."
+    return Section("Result and settings", text, (Table(reached), Table(settings)))
+
+
+def _curves(run):
+    result, published = run.result, ARCHITECTURES[run.script].published["test error"]
+    first, last = result.history[0], result.history[-1]
+    alt = (
+        f"Curves over {_count(result.epochs, 'epoch')}: the validation error goes from "
+        f"{100 * first.validation_error:.2f} % to {100 * last.validation_error:.2f} %, the cost from "
+        f"{first.cost:.3g} to {last.cost:.3g}. A line marks the published test error, {published:.2f} %."
+    )
+    caption = (
+        "Above, the errors at each validation; the test error is measured only when the validation error is "
+        "the lowest so far. Below, the cost of the last minibatch trained before each validation."
+    )
+    png = plots.learning_curves(result, published)
+    return Section("How it learned", "", (Picture("learning-curves", png, alt, caption),))
+
+
+def _weights(model):
+    name, W = next(iter(model.parameters.items()))
+    if W.ndim == 4:
+        what, images = f"{W.shape[2]}x{W.shape[3]} filters of the first convolution", W[:, 0]
+    else:
+        what, images = (
+            "the weights of each unit of the first layer as an image",
+            W.T.reshape(-1, 28, 28),
+        )
+    alt = f"{len(images)} grey squares: {what}."
+    caption = f"{name}, {len(images)} tiles: {what}. Each runs from its lowest weight, black, to its highest."
+    png = plots.tiles(images, scale_each=True)
+    return Section("What the first layer looks for", "", (Picture("first-layer", png, alt, caption),))
+
+
+def _followed(model, test, x, digit):
+    label, taken_for = test.labels[digit], test.predicted[digit]
+    image = x[digit]
+    pictures = [
+        Picture(
+            "digit",
+            plots.tiles(image.reshape(1, 28, 28), scale_each=False),
+            f"A digit of the test set: a {label}.",
+            f"Test digit {digit}, 28x28 pixels, white on black.",
+        )
+    ]
+    for name, maps in feature_maps(model, image).items():
+        n, rows, cols = maps.shape
+        how = (
+            "the largest of each 2x2 of the maps before"
+            if name in ("S2", "S4")
+            else "convolution, bias and tanh"
+        )
+        pictures.append(
+            Picture(
+                name,
+                plots.tiles((maps + 1) / 2, scale_each=False),
+                f"{n} feature maps of {name}, {rows}x{cols} each.",
+                f"{name}: {n} feature maps of {rows}x{cols}, {how}. Black is -1, grey 0, white 1.",
+            )
+        )
+    text = (
+        f"The network takes it for a {taken_for}, with a probability of "
+        f"{100 * test.probabilities[digit].max():.1f}\xa0%; it is a {label}."
+    )
+    return Section("A digit on its way through the network", text, tuple(pictures))
+
+
+def _confusions(test):
+    wrong = test.confusions.copy()
+    np.fill_diagonal(wrong, 0)
+    label, digit = np.unravel_index(wrong.argmax(), wrong.shape)
+    most = (
+        f"Most often, {_count(wrong.max(), 'time')}, a {label} is taken for a {digit}."
+        if test.n_wrong
+        else ""
+    )
+    alt = f"A table of ten by ten numbers, labels by predictions. {most}".strip()
+    caption = f"How many test digits of each label (row) are taken for which digit (column). {most}".strip()
+    png = plots.confusion_matrix(test.confusions)
+    return Section("Which digits it confuses", "", (Picture("confusions", png, alt, caption),))
+
+
+def _wrong(test, x):
+    chosen = test.most_confidently_wrong(_N_WRONG)
+    labels, predicted = test.labels[chosen], test.predicted[chosen]
+    confidence = test.probabilities[chosen, predicted]
+    listed = (f"a {label} taken for a {digit}" for label, digit in zip(labels, predicted, strict=True))
+    png = plots.wrong_digits(x[chosen], labels, predicted, confidence)
+    alt = f"The {_count(len(chosen), 'digit')} misclassified with most confidence: {', '.join(listed)}."
+    caption = (
+        "The misclassified test digits in which the network was surest, with the probability that it gave."
+    )
+    return Section("Where it was sure, and wrong", "", (Picture("wrong-digits", png, alt, caption),))
+
+
+def _written(value):
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _count(n, noun):
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def main(argv=None):
+    """Write the report that the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deeplearning_tutorial.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="file that a script wrote with --checkpoint")
+    parser.add_argument(
+        "--output", help="folder to write to (default: beside the checkpoint, named after it)"
+    )
+    parser.add_argument("--dataset", help="what the run was trained on (default: the sample, or else MNIST)")
+    parser.add_argument("--digit", type=int, default=0, help="test digit to follow (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        print(write_report(args.checkpoint, args.output, dataset=args.dataset, digit=args.digit))
+    except (OSError, ValueError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+import re
+import sys
+
+import numpy as np
+import pytensor
+import pytest
+from PIL import Image
+
+import deeplearning_tutorial
+from deeplearning_tutorial import classification, logistic_sgd
+from deeplearning_tutorial.classification import Evaluation, classify, evaluate, main
+from deeplearning_tutorial.datasets import sample_path
+from deeplearning_tutorial.models import model_of
+from deeplearning_tutorial.parameters import save_parameters
+from deeplearning_tutorial.pictures import read_picture
+
+# Four images of three digits, worked by hand: the second and the last are misclassified.
+PROBABILITIES = np.zeros((4, 10))
+PROBABILITIES[[0, 1, 2, 3], [3, 3, 5, 5]] = [0.9, 0.6, 0.5, 0.8]
+BY_HAND = Evaluation(np.array([3, 8, 5, 3], "int32"), PROBABILITIES)
+
+
+@pytest.fixture(scope="module")
+def model(sample):
+    """A logistic regression whose weights are the mean image of each digit: crude, and better than chance."""
+    x, y = sample[0]
+    means = np.array([x[y == digit].mean(axis=0) for digit in range(10)])
+    parameters = {"classifier.W": 0.3 * means.T, "classifier.b": -0.15 * (means**2).sum(axis=1)}
+    return model_of("logistic_sgd", {name: value.astype("float32") for name, value in parameters.items()})
+
+
+@pytest.fixture
+def model_path(model, tmp_path):
+    save_parameters(tmp_path / "m.npz", model.parameters)
+    return tmp_path / "m.npz"
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        yield
+
+
+@pytest.fixture
+def pictures(tmp_path, sample):
+    """Two digits of the test set, a blank sheet between them."""
+    paths = [tmp_path / name for name in ("one.png", "blank.png", "other.png")]
+    for path, index in ((paths[0], 0), (paths[2], 1)):
+        Image.fromarray((255 - 256 * sample[2][0][index]).astype(np.uint8).reshape(28, 28)).save(path)
+    Image.new("L", (30, 30), 255).save(paths[1])
+    return paths
+
+
+def test_errors_and_confusions_worked_by_hand():
+    assert BY_HAND.predicted.tolist() == [3, 3, 5, 5]
+    assert (BY_HAND.n_wrong, BY_HAND.error) == (2, 0.5)
+    confusions = np.zeros((10, 10), int)
+    confusions[[3, 8, 5, 3], [3, 3, 5, 5]] = 1
+    np.testing.assert_array_equal(BY_HAND.confusions, confusions)
+    assert BY_HAND.most_confidently_wrong(7).tolist() == [3, 1]
+    assert BY_HAND.most_confidently_wrong(1).tolist() == [3]
+
+
+def test_a_test_set_is_evaluated_as_in_numpy(model, sample):
+    x, y = sample[2]
+    evaluation = evaluate(model, x, y)
+    z = x @ model.parameters["classifier.W"] + model.parameters["classifier.b"]
+    assert evaluation.error == (z.argmax(axis=1) != y).mean() < 0.3
+    assert evaluation.confusions.sum() == len(y)
+    np.testing.assert_array_equal(evaluation.confusions.sum(axis=1), np.bincount(y))
+
+
+def test_pictures_are_classified_in_their_order_and_a_bad_one_spoils_no_other(model, pictures):
+    one, blank, other = classify(model, pictures)
+    assert [each.path for each in (one, blank, other)] == pictures
+    assert blank.digit is blank.image is blank.probabilities is None and "blank.png" in str(blank.error)
+    for each in (one, other):
+        np.testing.assert_array_equal(each.image, read_picture(each.path))
+        [expected] = model.probabilities(each.image[None])
+        np.testing.assert_array_equal(each.probabilities, expected)
+        assert each.error is None and each.digit == expected.argmax()
+    assert classify(model, []) == []
+
+
+def test_the_command_prints_digit_and_probabilities_and_its_status_tells_of_a_bad_picture(
+    model, model_path, pictures, capsys
+):
+    assert main([str(model_path), *map(str, pictures)]) == 1
+    out, err = capsys.readouterr()
+    _title, header, *rows = out.splitlines()
+    assert header.split() == ["picture", "digit", *"0123456789"]
+    assert len(rows) == 2
+    for row, each in zip(rows, classify(model, pictures[::2]), strict=True):
+        path, digit, *percent = row.split()
+        assert (path, int(digit)) == (str(each.path), each.digit)
+        np.testing.assert_allclose(np.array(percent, float), 100 * each.probabilities, atol=0.0501)
+    assert err.count("\n") == 1 and "blank.png shows no digit" in err
+
+
+def test_good_pictures_alone_give_status_0_and_can_be_shown(model_path, pictures, capsys):
+    assert main([str(model_path), "--show", str(pictures[0])]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3 + 28 and "@@" in out
+
+
+def test_without_pictures_the_test_set_gives_error_and_confusions(model, model_path, sample, capsys):
+    assert main([str(model_path), "--dataset", str(sample_path())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    evaluation = evaluate(model, *sample[2])
+    assert lines[0] == "... loading data"
+    assert lines[1] == f"test error {100 * evaluation.error:f} % ({evaluation.n_wrong} of 1000)"
+    rows = [list(map(int, line.split())) for line in lines[-10:]]
+    np.testing.assert_array_equal(rows, np.column_stack([range(10), evaluation.confusions]))
+
+
+@pytest.mark.parametrize("arguments", [["absent.npz"], ["m.npz", "--dataset", "absent.npz"]])
+def test_what_fails_altogether_ends_with_status_1_and_a_message(model_path, monkeypatch, arguments, capsys):
+    monkeypatch.chdir(model_path.parent)
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "absent.npz" in err
+
+
+def test_without_pillow_the_command_says_how_to_install_it(model_path, pictures, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main([str(model_path), str(pictures[0])]) == 1
+    assert re.fullmatch("pictures need Pillow.*pip install pillow\n", capsys.readouterr().err)
+
+
+def test_the_command_runs_as_a_module_that_hides_no_function(run_script, model_path, pictures):
+    ended = run_script("predict", model_path, pictures[0], cwd=model_path.parent, flags="mode=FAST_COMPILE")
+    assert ended.returncode == 0, ended.stderr
+    assert "one.png" in ended.stdout and ended.stderr == ""
+    assert "deeplearning_tutorial.predict" not in sys.modules
+    assert deeplearning_tutorial.predict is logistic_sgd.predict
+
+
+def test_help_shows_how_the_command_is_used(run_script, tmp_path):
+    ended = run_script("predict", "--help", cwd=tmp_path)
+    assert "python -m deeplearning_tutorial.predict lenet.npz seven.png photo.jpg" in ended.stdout
+    assert classification.__name__ not in ended.stdout
