@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import sys
+import tempfile
 import time
 import tracemalloc
 import zipfile
@@ -21,8 +22,11 @@ from pathlib import Path
 import numpy as np
 import pytensor
 
+from deeplearning_tutorial.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deeplearning_tutorial.formats import IDX_FILES, read_splits
-from deeplearning_tutorial.parameters import load_parameters
+from deeplearning_tutorial.models import read_model
+from deeplearning_tutorial.parameters import ABOUT, json_array, load_parameters
+from deeplearning_tutorial.results import TrainingResult, Validation
 
 # What the standard library and NumPy import while they read: later imports are somebody else's.
 for _name in ("encodings.cp437", "encodings.raw_unicode_escape", "tokenize", "unicodedata"):
@@ -132,6 +136,19 @@ def _read_model(path):
         assert found.shape == value.shape and found.dtype == value.dtype
 
 
+def _checkpoint():
+    """Return the arrays of a checkpoint as it is written."""
+    history = [Validation(1, 5, 5, 0.9, 0.5, 0.4), Validation(2, 5, 10, 0.8, 0.6, None)]
+    result = TrainingResult(seconds=1.5, history=history, best_parameters=MODEL, minibatches=(5, 1, 1))
+    arguments = {"learning_rate": 0.1, "nkerns": [20, 50]}
+    state = Checkpoint("mlp", arguments, "sha256", 10, 5000.0, MODEL, result)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.npz"
+        write_checkpoint(path, state)
+        with np.load(path) as file:
+            return dict(file)
+
+
 def _idx(array):
     return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
@@ -220,11 +237,24 @@ _NAMES = [b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n", b"cpo
 _NAMES += [b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\nscalar\n"]
 _NAMES += [b"cnumpy.core.numeric\n_frombuffer\n"]
 
+_JSON = [b"[[[[", b"{}", b"NaN", b"1e999", b"null", b"9" * 30, b"-1", b'"epoch": ', b'"\\ud800"', b"true"]
+CHECKPOINT = _checkpoint()
+SAVED = {
+    "hiddenLayer.W": RNG.normal(size=(784, 1)).astype(np.float32),
+    "hiddenLayer.b": np.zeros(1, np.float32),
+    "logRegressionLayer.W": np.ones((1, 10), np.float32),
+    "logRegressionLayer.b": np.ones(10, np.float32),
+    ABOUT: json_array({"script": "mlp", "arguments": {"n_hidden": 1, "batch_size": 20}}),
+}
 _MAGIC = [b"\0\0\x08\x03", b"\0\0\x08\x01"]
 
 READERS = {
     "idx": Reader(_idx_seeds(), [*_MAGIC, *_SIZES, *_GZIP], _write_idx, _read_splits),
     "npz": Reader(_npz_seeds(SPLITS), [*_ZIP, *_NPY, *_SIZES], _npz_writer(SPLITS), _read_splits),
     "pickle": Reader(_pickle_seeds(), [*_OPCODES, *_NAMES, *_SIZES, *_GZIP], _write_pickle, _read_splits),
+    "checkpoint": Reader(
+        _npz_seeds(CHECKPOINT), [*_ZIP, *_NPY, *_SIZES, *_JSON], _npz_writer(CHECKPOINT), read_checkpoint
+    ),
+    "saved": Reader(_npz_seeds(SAVED), [*_ZIP, *_NPY, *_SIZES, *_JSON], _npz_writer(SAVED), read_model),
     "model": Reader(_npz_seeds(MODEL), [*_ZIP, *_NPY, *_SIZES], _npz_writer(MODEL), _read_model),
 }

@@ -176,6 +176,11 @@ def test_only_an_array_or_its_dtype_can_be_given_a_state(target):
         load(target + b"(NS'__code__'\ntb.")
 
 
+def test_subclasses_of_arrays_are_refused():
+    with pytest.raises(ValueError, match="something else than an ndarray"):
+        load(b"cnumpy.core.multiarray\n_reconstruct\n(S'matrix'\n(I0\ntS'b'\ntR.")
+
+
 def test_arrays_of_objects_are_refused():
     for array in (np.array([print, None]), np.array(["text"]), np.zeros(1, [("a", "f4")])):
         with pytest.raises(ValueError, match="plain numbers|do not trust it"):

@@ -132,7 +132,7 @@ def test_a_state_that_makes_no_sense_is_refused(path, checkpoint, change, told):
         (text(""), "damaged"),
         (np.array([0xFF, 0xFE, 0xFF], "uint8"), "damaged"),
         (np.zeros((1, 2), "uint8"), "bytes of JSON text are expected, not uint8 of shape (1, 2)"),
-        (np.array("{}"), "as no array of numbers"),
+        (np.array("{}"), "it holds state as no array of numbers (<U2 of shape ())"),
     ],
 )
 def test_a_text_that_is_no_state_is_refused(path, stored, told):

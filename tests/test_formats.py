@@ -299,6 +299,17 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch
         tracemalloc.stop()
 
 
+def test_what_cannot_be_read_is_no_idx_file(tmp_path):
+    write_idx(tmp_path)
+    image, label = (tmp_path / f"{name}.gz" for name in IDX_FILES[:2])
+    assert formats.is_idx(image)
+    label.write_bytes(label.read_bytes()[:9])
+    assert not formats.is_idx(label)
+    assert not formats.is_idx(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        formats.first_bytes(tmp_path / "absent")
+
+
 @pytest.mark.parametrize("n_most", [11, 16])
 def test_too_many_images_are_refused_also_where_no_split_alone_has_them(tmp_path, monkeypatch, n_most):
     monkeypatch.setattr(formats, "MAX_IMAGES", n_most)

@@ -151,7 +151,7 @@ def test_a_model_that_says_nothing_about_itself_is_no_error(tmp_path, model):
     assert read_about(tmp_path / "m.npz") is None
 
 
-@pytest.mark.parametrize("about", [np.zeros(3), json_array([1]), json_array({})[:1]])
+@pytest.mark.parametrize("about", [np.zeros(3), np.array(123), json_array([1]), json_array({})[:1]])
 def test_a_damaged_account_is_refused_by_name(tmp_path, about):
     np.savez(tmp_path / "m.npz", about=about)
     with pytest.raises(ValueError, match="m.npz is damaged .*; use a file that a script saved"):
