@@ -1,6 +1,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,17 @@ def run_script():
         )
 
     return run_script
+
+
+@pytest.fixture
+def ctrl_c():
+    """Interrupt this process as Ctrl-C does, for which processes started meanwhile listen, too.
+
+    A shell starts what it puts in the background with the signal ignored, and Python leaves it so.
+    """
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.fixture

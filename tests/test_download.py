@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -242,19 +241,14 @@ def test_originals_are_kept_and_others_replaced(tmp_path, mirrors, capsys):
     assert f"Replacing {tmp_path / second}" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path, mirrors, monkeypatch):
+def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path, mirrors, monkeypatch, ctrl_c):
     monkeypatch.setattr(module, "SILENCE_LIMIT", 30.0)
     mirrors(stalls)
-    # A shell starts what it puts in the background with the signal ignored, and Python leaves it so.
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        threading.Timer(0.4, _thread.interrupt_main).start()
-        begin = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            download(tmp_path)
-        assert time.monotonic() - begin < 2
-    finally:
-        signal.signal(signal.SIGINT, inherited)
+    threading.Timer(0.4, _thread.interrupt_main).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        download(tmp_path)
+    assert time.monotonic() - begin < 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -333,14 +333,6 @@ def test_a_resumed_run_goes_on_counting_its_seconds(resumable, monkeypatch):
     assert result.seconds == 7.0 and [look.seconds for look in result.history] == [4.0, 6.0]
 
 
-@pytest.fixture
-def ctrl_c():
-    """What Ctrl-C does where nobody has changed it; a shell ignores it in the background."""
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, inherited)
-
-
 class Interrupted(Script):
     """A script during whose training, at some iterations, Ctrl-C is pressed a number of times."""
 

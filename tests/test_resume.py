@@ -59,7 +59,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, ctrl_c):
     """Start the same run as a script, and return it once it has printed a line that starts as given."""
 
     def start(line):
@@ -74,8 +74,6 @@ def start(tmp_path):
             pipesize=4096,
             bufsize=1024,
             env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(deeplearning_tutorial.__file__))},
-            # A shell has programs in the background ignore Ctrl-C, and they inherit it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         while not process.stdout.readline().startswith(line.encode()):
             assert process.poll() is None, process.stderr.read()
