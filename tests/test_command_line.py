@@ -270,6 +270,40 @@ def test_training_is_in_float32_unless_flags_or_arguments_say_otherwise(flags, a
     assert ended.stdout == f"{floatX}\n", ended.stderr
 
 
+THREADS = """
+import sys, numba
+from threadpoolctl import threadpool_info
+from deeplearning_tutorial import command_line
+
+def train(dataset="d", *, progress=False):
+    '''Train.
+
+    Parameters
+    ----------
+    dataset : path
+        Data.
+    progress : bool
+        Shown or not.
+    '''
+    blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    sys.exit(f"{numba.get_num_threads()} {blas}")
+
+command_line.run(train, "", {}, ())
+"""
+
+
+def test_threads_are_those_of_the_kernels_and_of_blas():
+    env = os.environ | {"NUMBA_NUM_THREADS": "3", "PYTHONPATH": str(Path(datasets.__file__).parents[1])}
+    command = [sys.executable, "-c", THREADS, "--dataset", "d"]
+    for threads in ("1", "2"):
+        ended = subprocess.run(
+            [*command, "--threads", threads], capture_output=True, text=True, timeout=60, env=env
+        )
+        assert ended.stderr == f"{threads} {{{threads}}}\n"
+    ended = subprocess.run([*command, "--threads", "4"], capture_output=True, text=True, timeout=60, env=env)
+    assert "invalid choice: 4" in ended.stderr
+
+
 def test_the_published_figures_stand_beside_this_runs_after_a_run_with_defaults(run, capsys):
     run()
     assert capsys.readouterr() == (
