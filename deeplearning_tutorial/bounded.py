@@ -1,6 +1,7 @@
-"""Read files that may lie about their size: nothing is made before its bytes have come."""
+"""For files that may lie about their size: nothing is made before its bytes have come, or shown at length."""
 
 PIECE = 1 << 20
+LONGEST_SHOWN = 200
 
 
 def read_up_to(file, n):
@@ -21,3 +22,9 @@ def read_up_to(file, n):
     while len(data) < n and (piece := file.read(min(n - len(data), PIECE))):
         data += piece
     return data
+
+
+def shown(value):
+    """Return ``repr(value)``, cut short: what a file says may be of any length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."

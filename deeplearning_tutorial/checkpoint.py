@@ -17,6 +17,7 @@ import numpy as np
 import pytensor
 import scipy
 
+from deeplearning_tutorial.bounded import shown
 from deeplearning_tutorial.parameters import json_array, json_value, read_npz, write_npz
 from deeplearning_tutorial.results import TrainingResult, Validation
 
@@ -186,7 +187,7 @@ def _check_types(values, types, what):
         if good and isinstance(value, int | float):
             good = math.isfinite(value) and (value >= 0 or name == "cost")
         if not good:
-            raise ValueError(f"{name} of {what} is {value!r}")
+            raise ValueError(f"{name} of {what} is {shown(value)}")
 
 
 def _pop(stored, prefix):
@@ -204,7 +205,7 @@ def _result(state, best_parameters):
         raise ValueError("its validations are in no order")
     minibatches = state["minibatches"]
     if len(minibatches) != 3 or any(type(n) is not int or n < 1 for n in minibatches):
-        raise ValueError(f"minibatches of the state is {minibatches!r}")
+        raise ValueError(f"minibatches of the state is {shown(minibatches)}")
     result = TrainingResult(
         epochs=math.ceil(state["iteration"] / minibatches[0]),
         seconds=state["seconds"],

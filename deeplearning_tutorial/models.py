@@ -13,6 +13,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
+from deeplearning_tutorial.bounded import shown
 from deeplearning_tutorial.checkpoint import is_checkpoint, read_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
@@ -267,9 +268,9 @@ def model_of(script, parameters, arguments=None):
         If the parameters are not those of the script's model, do not fit together, or are not finite.
     """
     if not isinstance(script, str) or script not in ARCHITECTURES:
-        raise ValueError(f"it is a model of the script {script!r}; known are {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"it is a model of the script {shown(script)}; known are {', '.join(ARCHITECTURES)}")
     if arguments is not None and not isinstance(arguments, dict):
-        raise ValueError(f"its arguments are {arguments!r}; use a file that a script saved")
+        raise ValueError(f"its arguments are {shown(arguments)}; use a file that a script saved")
     expected = _expected_shapes(ARCHITECTURES[script], parameters, arguments or {})
     if parameters.keys() != expected.keys():
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.bounded import shown
 from deeplearning_tutorial.npz import read_uncompressed
 
 ABOUT = "about"
@@ -114,7 +115,7 @@ def read_about(path):
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); use a file that a script saved") from error
     if not isinstance(about, dict):
-        raise ValueError(f"{path} is damaged ({ABOUT} is {about!r}); use a file that a script saved")
+        raise ValueError(f"{path} is damaged ({ABOUT} is {shown(about)}); use a file that a script saved")
     return about
 
 

@@ -100,6 +100,7 @@ def refused(path):
         (lambda state: state.update(more=1), "does not consist of"),
         (lambda state: state.update(script=3), "script of the state is 3"),
         (lambda state: state.update(arguments=[]), "arguments of the state is []"),
+        (lambda state: state.update(arguments="x" * 9000), f"is '{'x' * 199} ...; use a file"),
         (lambda state: state.update(iteration=-1), "iteration of the state is -1"),
         (lambda state: state.update(iteration=True), "iteration of the state is True"),
         (lambda state: state.update(iteration=11), "validations are in no order"),
