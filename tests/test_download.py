@@ -230,6 +230,13 @@ def test_a_slow_but_steady_download_goes_on_past_the_limit(tmp_path, mirrors):
     assert_complete(tmp_path)
 
 
+def test_a_slow_disk_is_not_taken_for_silence(tmp_path, mirrors, monkeypatch):
+    mirrors(good)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(1.2 * LIMIT))
+    download(tmp_path)
+    assert_complete(tmp_path)
+
+
 def test_originals_are_kept_and_others_replaced(tmp_path, mirrors, capsys):
     first, second = FILES
     (tmp_path / first).write_bytes(FILES[first])
