@@ -142,7 +142,7 @@ class NpzReader:
 
 
 def read_uncompressed(path):
-    """Read all arrays of an archive that `numpy.savez` wrote.
+    """Read all arrays of an archive that ``numpy.savez`` wrote.
 
     Parameters
     ----------

@@ -17,7 +17,8 @@ from deeplearning_tutorial import download as module
 from deeplearning_tutorial.download import DownloadError, download, is_original
 
 FILES = {"train-images-idx3-ubyte.gz": bytes(range(256)) * 40, "t10k-labels-idx1-ubyte.gz": b"labels" * 5}
-LIMIT = 1.0
+# Longer than the garbage collection of a process that has run two thousand tests.
+LIMIT = 2.0
 
 
 class Mirror(ThreadingHTTPServer):
@@ -139,7 +140,7 @@ def failures_of(folder):
     begin = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         download(folder)
-    assert time.monotonic() - begin < LIMIT + 1
+    assert time.monotonic() - begin < 1.5 * LIMIT + 1
     return str(caught.value).splitlines()
 
 

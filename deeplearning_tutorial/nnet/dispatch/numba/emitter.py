@@ -247,7 +247,7 @@ class Emitter:
     def tanh(self, x):
         """Hyperbolic tangent to a few units in the last place, over the whole range.
 
-        tanh(x) = e / (e + 2) with e = exp(2 |x|) - 1.
+        ``tanh(x) = e / (e + 2)`` with ``e = exp(2 |x|) - 1``, and the sign of ``x``.
         """
         builder, vector = self.builder, x.type
         integers = ir.VectorType(ir.IntType(8 * self.itemsize), vector.count)
