@@ -30,12 +30,17 @@ def put_in_place(file, part, target):
     os.replace(part, target)
 
 
+def write_all(file, data):
+    """Write all bytes to a file without a buffer, which may take fewer at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def write_atomically(path, data):
     """Write bytes to ``path``, a Path."""
     with part_file(path) as (file, part):
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+        write_all(file, data)
         put_in_place(file, part, path)
 
 

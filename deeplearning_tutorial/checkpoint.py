@@ -155,7 +155,11 @@ def read_checkpoint(path):
     FileNotFoundError
         If there is no such file.
     """
-    stored = read_npz(path, "checkpoint")
+    return checkpoint_of(path, read_npz(path, "checkpoint"))
+
+
+def checkpoint_of(path, stored):
+    """Return what `read_checkpoint` does, from the arrays ``stored`` in ``path``, which are taken out."""
     try:
         state = json_value(stored.pop(_STATE))
         _check_types(state, _TYPES, "the state")

@@ -15,7 +15,7 @@ from contextlib import suppress
 import requests
 from tqdm import tqdm
 
-from deeplearning_tutorial.atomic_files import part_file, put_in_place, remove_stale_parts
+from deeplearning_tutorial.atomic_files import part_file, put_in_place, remove_stale_parts, write_all
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -106,8 +106,7 @@ class _Transfer:
 
     def _write(self, chunk):
         try:
-            while chunk:
-                chunk = chunk[self.file.write(chunk) :]
+            write_all(self.file, chunk)
         except OSError as error:
             self.unwritable = error
             raise

@@ -14,12 +14,12 @@ import pytensor.tensor as pt
 
 from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
 from deeplearning_tutorial.bounded import shown
-from deeplearning_tutorial.checkpoint import is_checkpoint, read_checkpoint
+from deeplearning_tutorial.checkpoint import checkpoint_of, is_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
 from deeplearning_tutorial.logistic_sgd import LogisticRegression
 from deeplearning_tutorial.mlp import MLP, HiddenLayer
-from deeplearning_tutorial.parameters import ABOUT, named_parameters, read_about, read_npz
+from deeplearning_tutorial.parameters import ABOUT, about_of, named_parameters, read_npz
 
 N_CLASSES = 10
 # LeNet's graph is built for one size of minibatch. With that of its script, compiled kernels are found again.
@@ -234,11 +234,11 @@ def read_model(path):
     """
     stored = read_npz(path)
     if is_checkpoint(stored):
-        checkpoint = read_checkpoint(path)
+        checkpoint = checkpoint_of(path, stored)
         script, arguments = checkpoint.script, checkpoint.arguments
         parameters = checkpoint.result.best_parameters or checkpoint.parameters
     else:
-        about = read_about(path) or {}
+        about = about_of(path, stored) or {}
         script, arguments = about.get("script"), about.get("arguments")
         parameters = {name: value for name, value in stored.items() if name != ABOUT}
     try:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplearning_tutorial.bounded import PIECE, read_up_to
+from deeplearning_tutorial.bounded import LONGEST_SHOWN, PIECE, read_up_to
 
 
 class Header(NamedTuple):
@@ -55,7 +55,7 @@ def _told(what):
         yield
     except Exception as error:  # zipfile, and NumPy, which evaluates a header, fail in every way there is
         # NumPy repeats the header, however long.
-        raise ValueError(f"{what} ({str(error)[:200] or type(error).__name__})") from error
+        raise ValueError(f"{what} ({str(error)[:LONGEST_SHOWN] or type(error).__name__})") from error
 
 
 class NpzReader:

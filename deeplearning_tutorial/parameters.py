@@ -107,7 +107,11 @@ def read_about(path):
     FileNotFoundError
         If there is no such file.
     """
-    stored = read_npz(path)
+    return about_of(path, read_npz(path))
+
+
+def about_of(path, stored):
+    """Return what `read_about` does, from the arrays ``stored`` in ``path``."""
     if ABOUT not in stored:
         return None
     try:

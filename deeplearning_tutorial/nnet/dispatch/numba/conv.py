@@ -13,8 +13,11 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     CACHE_VERSION,
     LAYOUT,
     empty_image,
+    filter_blocks,
+    filters_of_block,
     goes_along_maps,
     in_halves,
+    is_pointwise,
     layout_function,
     load_image,
     padded_positions,
@@ -45,14 +48,11 @@ def correlate_tile(layout, image, row, col, weights, group, offsets, lines, firs
     _, taps, width = weights.shape
     column = layout.stride_cols * layout.channels
     pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
-    halves = width // layout.half
-    filter_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
-    for filter_block in range(filter_blocks):
-        begin, end = block_of(filter_block, filter_blocks, halves)
-        lane = begin * layout.half
+    for filter_block in range(filter_blocks(layout, width)):
+        lane, halves = filters_of_block(layout, width, filter_block)
         convolve_tile(
             lines, first + col * lanes + lane, lanes, image, pixel, column,
-            weights, group * taps * width + lane, width, offsets, end - begin,
+            weights, group * taps * width + lane, width, offsets, halves,
         )  # fmt: skip
 
 
@@ -140,13 +140,6 @@ def pointwise_block(block, blocks, layout, input, weights, out):
 
 
 @kernel_njit
-def is_pointwise(layout, input, filters):
-    """Tell whether each output pixel comes of one pixel, and there are as many."""
-    sizes = layout.out_rows, layout.out_cols
-    return filters.shape[2:] == (1, 1) and sizes == input.shape[2:] == (layout.rows, layout.cols)
-
-
-@kernel_njit
 def pointwise_weights(layout, filters):
     """Copy filters of one pixel to (groups, filters, channels), with zeros for a whole number of tiles."""
     weights = np.zeros((layout.groups, padded_positions(layout.filters), layout.channels), filters.dtype)
@@ -161,7 +154,7 @@ def correlate(layout, input, filters, dilation, flip):
     """Compute `Conv2d`."""
     out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
     blocks, input = min(len(input), 4 * BLOCKS), np.ascontiguousarray(input)
-    if is_pointwise(layout, input, filters):
+    if is_pointwise(layout, input):
         pointwise_block(blocks, layout, input, pointwise_weights(layout, filters), out)
         return out
     weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)

@@ -17,8 +17,11 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     CACHE_VERSION,
     LAYOUT,
     empty_image,
+    filter_blocks,
+    filters_of_block,
     goes_along_maps,
     in_halves,
+    is_pointwise,
     layout_function,
     layout_of,
     load_image,
@@ -41,7 +44,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
     SHIFTS,
     TILE_COLUMNS,
-    TILE_HALVES,
     add_inner_rows,
     convolve_tile,
     gather_add,
@@ -186,7 +188,7 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
     channels, n_filters, run_length = layout.channels, layout.filters, layout.run
     positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
     n_runs, room = partial.shape[3], padded_positions(run_length)
-    n_taps, filter_blocks = n_runs * room, (width // layout.half + TILE_HALVES - 1) // TILE_HALVES
+    n_taps = n_runs * room
     scratch = (
         empty_image(layout, TILE_COLUMNS, input),
         np.empty(positions, np.int32),
@@ -196,9 +198,7 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
     )
     image, pixels, gradients, sums, tile = unowned(scratch)
     # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
-    planar = positions == input.shape[2] * input.shape[3] == layout.rows * layout.cols and (
-        n_runs == 1 and run_length == channels and channels % TILE_COLUMNS == 0
-    )
+    planar = is_pointwise(layout, input) and channels % TILE_COLUMNS == 0
     pixel_step, tap_step = (1, positions) if planar else (channels, 1)
     source, origin = input.reshape(input.size) if planar else image, 0
     for row in range(layout.out_rows):
@@ -217,23 +217,23 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
             # The sums of a run stay in the second-level cache while so few positions and filters are taken
             # at a time that their gradients stay in the first-level one.
             for run in range(n_runs):
-                for filter_block in range(filter_blocks):
-                    begin_half, end_half = block_of(filter_block, filter_blocks, width // layout.half)
-                    lane, lanes = begin_half * layout.half, (end_half - begin_half) * layout.half
+                for filter_block in range(filter_blocks(layout, width)):
+                    lane, halves = filters_of_block(layout, width, filter_block)
+                    lanes = halves * layout.half
                     for first in range(0, positions, CHUNK_POSITIONS):
                         here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                         for tap in range(0, run_length, TILE_COLUMNS):
                             first_tap = origin + offsets[run * run_length] + tap * tap_step
                             convolve_tile(
                                 tile, 0, lanes, source, first_tap, tap_step,
-                                gradients, first * width + lane, width, here, end_half - begin_half,
+                                gradients, first * width + lane, width, here, halves,
                             )  # fmt: skip
                             at = (group * width + lane) * n_taps + (run * room + tap) * lanes
                             vector_add(sums, at, tile, 0, TILE_COLUMNS * lanes)
     for group in range(layout.groups):
-        for filter_block in range(filter_blocks):
-            begin_half, end_half = block_of(filter_block, filter_blocks, width // layout.half)
-            lane, lanes = begin_half * layout.half, (end_half - begin_half) * layout.half
+        for filter_block in range(filter_blocks(layout, width)):
+            lane, halves = filters_of_block(layout, width, filter_block)
+            lanes = halves * layout.half
             for run in range(n_runs):
                 for tap in range(run_length):
                     at = (group * width + lane) * n_taps + (run * room + tap) * lanes

@@ -14,14 +14,14 @@ from numba import types
 from deeplearning_tutorial.nnet.conv import dilated_length
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes, here or
 # in the modules that import this.
-CACHE_VERSION = 20
+CACHE_VERSION = 22
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -118,6 +118,25 @@ def layout_function(op):
 def goes_along_maps(layout):
     """Tell whether vectors of neighbouring positions are better than vectors of filters."""
     return layout.channels == layout.stride_rows == layout.stride_cols == 1 and layout.filters <= FEW_FILTERS
+
+
+@kernel_njit
+def is_pointwise(layout, input):
+    """Tell whether there are as many output pixels as pixels, without padding: filters of one pixel."""
+    return (layout.out_rows, layout.out_cols) == input.shape[2:] == (layout.rows, layout.cols)
+
+
+@kernel_njit
+def filter_blocks(layout, width):
+    """Return into how many blocks, each for a tile, filters of ``width`` elements are divided."""
+    return (width // layout.half + TILE_HALVES - 1) // TILE_HALVES
+
+
+@kernel_njit
+def filters_of_block(layout, width, filter_block):
+    """Return the first filter of a block and how many half vectors it has."""
+    begin, end = block_of(filter_block, filter_blocks(layout, width), width // layout.half)
+    return begin * layout.half, end - begin
 
 
 @kernel_njit
