@@ -14,9 +14,9 @@ import numpy as np
 
 from deeplearning_tutorial.bounded import PIECE, read_up_to
 
-# Far above what honest pickles need (a few hundred), far below what fills the memory: an opcode of one byte
-# can make an object of 64.
-MAX_READS = 4_000_000
+# An opcode of one byte can make an object of 64: so many take less memory than the 60,000 images of MNIST.
+# Arrays need a few hundred reads, labels as a list of integers three for each of 70,000.
+MAX_READS = 500_000
 
 _OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET

@@ -7,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from deeplearning_tutorial import array_pickle
 from deeplearning_tutorial.array_pickle import load_pairs
 
 LIMIT = 1 << 20
@@ -261,10 +260,23 @@ def test_a_key_nested_too_deep_for_the_interpreters_stack_is_not_hashed():
         load(b"})" + b"\x85" * 300_000 + b"Ns.")
 
 
-def test_a_crowd_of_small_objects_is_refused(monkeypatch):
-    monkeypatch.setattr(array_pickle, "MAX_READS", 1000)
-    with pytest.raises(ValueError, match="more than 1000 parts"):
-        load(b"(" + b"]" * 2000 + b"l.")
+
+@pytest.mark.parametrize("part", [b"]", b"]\x94", b"(", b"N\x85", b"G" + b"x" * 8])
+def test_a_crowd_of_small_objects_is_refused_before_it_fills_the_memory(part):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 500000 parts"):
+            load(b"(" + part * 600_000, limit=1 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 60_000 * 784
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("proto", [0, 2, 5])
+def test_as_many_labels_as_mnist_has_may_be_a_list(proto):
+    labels = [n % 10 for n in range(70_000)]
+    [(_, y)] = load(pickle.dumps(((X, labels),), proto), limit=1 << 30)
+    np.testing.assert_array_equal(y, labels)
 
 
 @pytest.mark.parametrize(
