@@ -35,7 +35,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES, convolve_tile
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, vector_copy, weighted_sums
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, correlate_rows, vector_copy
 
 
 @kernel_inline
@@ -82,10 +82,13 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
 
 
 @parallel(
-    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], real[:, :, :, ::1]),
+    lambda real: (
+        LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], types.int64, types.int64,
+        real[:, :, :, ::1]
+    ),
     CACHE_VERSION,
-)
-def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
+)  # fmt: skip
+def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_cols, triples, out):
     """Convolve a block of images where a group has one channel, few filters and no stride.
 
     A vector holds neighbouring positions, not filters.
@@ -101,9 +104,10 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, out):
                     factors[tap] = weights[group, tap, k]
                 first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
                 for row in range(0, layout.out_rows, SUM_ROWS):
-                    weighted_sums(
+                    correlate_rows(
                         out, (first + row) * layout.out_cols, layout.out_cols, image, row * layout.cols,
-                        layout.cols, offsets, factors, layout.out_cols, min(SUM_ROWS, layout.out_rows - row),
+                        layout.cols, offsets, factors, filter_cols, triples, layout.out_cols,
+                        min(SUM_ROWS, layout.out_rows - row),
                     )  # fmt: skip
     keep(scratch)
 
@@ -159,7 +163,9 @@ def correlate(layout, input, filters, dilation, flip):
         return out
     weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
     if goes_along_maps(layout):
-        correlate_maps_block(blocks, layout, input, weights, offsets, out)
+        # Of a dilated filter, neighbouring rows of taps do not serve neighbouring rows of the output.
+        triples = filters.shape[2] // 3 if dilation[0] == 1 else 0
+        correlate_maps_block(blocks, layout, input, weights, offsets, filters.shape[3], triples, out)
     else:
         correlate_block(blocks, layout, input, weights, offsets, out)
     return out

@@ -17,8 +17,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""
 
-SUM_ROWS = 4
-"""Rows that `weighted_sums` takes at most."""
+SUM_ROWS = 7
+"""Rows that `correlate_rows` takes at most."""
 
 MASK_LANES = 8
 """Filters that `max_window` takes at once: a byte of the mask."""
@@ -221,7 +221,9 @@ def spread_apart(typingctx, out, out_at, x, x_at, count):
 
 
 @intrinsic
-def weighted_sums(typingctx, out, out_at, out_step, x, x_at, x_step, offsets, factors, count, rows):
+def correlate_rows(
+    typingctx, out, out_at, out_step, x, x_at, x_step, offsets, factors, filter_cols, triples, count, rows
+):
     """Compute weighted sums of shifted rows, for some rows at once.
 
     For r in 0..rows - 1 and i in 0..count - 1::
@@ -229,33 +231,53 @@ def weighted_sums(typingctx, out, out_at, out_step, x, x_at, x_step, offsets, fa
         out[out_at + r * out_step + i] = sum over t < len(offsets) of
             factors[t] * x[x_at + r * x_step + offsets[t] + i]
 
-    ``rows`` lies in 1..SUM_ROWS.
+    The taps stand in rows of ``filter_cols``. In each of the first ``triples`` threes of rows, these lie
+    ``x_step`` apart: what is loaded for a tap serves the one above it and the one below, for the outputs
+    below and above. ``rows`` lies in 1..SUM_ROWS.
     """
     signature = types.void(
-        out, types.intp, types.intp, x, types.intp, types.intp, offsets, factors, types.intp, types.intp
+        out, types.intp, types.intp, x, types.intp, types.intp, offsets, factors, *[types.intp] * 4
     )
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, out_step, x_, x_at, x_step, offsets_, factors_, count, rows = arguments
+        out_, out_at, out_step, x_, x_at, x_step, offsets_, factors_, *sizes = arguments
+        filter_cols, triples, count, rows = sizes
         emitter = Emitter(context, builder, out.dtype)
         target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
         offset = emitter.pointer(offsets, offsets_, INDEX(0))
         factor = emitter.pointer(factors, factors_, INDEX(0))
         [(vector, _)] = emitter.vectors(2)
+        three_rows = builder.mul(filter_cols, INDEX(3))
+        in_triples = builder.mul(triples, three_rows)
+        others = builder.sub(emitter.length(offsets, offsets_), in_triples)
 
         def emit(n):
             targets = [emitter.step(target, builder.mul(out_step, INDEX(r))) for r in range(n)]
-            sources = [emitter.step(source, builder.mul(x_step, INDEX(r))) for r in range(n)]
+            sources = [emitter.step(source, builder.mul(x_step, INDEX(r))) for r in range(n + 2)]
 
             def compute(load):
-                def add(t, totals):
-                    here = emitter.index(emitter.step(offset, t))
-                    weight = emitter.spread(builder.load(emitter.step(factor, t)), vector)
-                    shifted = [load(emitter.step(row, here)) for row in sources]
-                    return [emitter.multiply_add(weight, *pair) for pair in zip(shifted, totals, strict=True)]
+                def add(tap, totals, tap_rows):
+                    """Add a tap, or that many taps of one column, to the totals of all rows."""
+                    here = emitter.index(emitter.step(offset, tap))
+                    taps = [builder.add(tap, builder.mul(filter_cols, INDEX(k))) for k in range(tap_rows)]
+                    weights = [emitter.spread(builder.load(emitter.step(factor, t)), vector) for t in taps]
+                    totals = list(totals)
+                    for row in range(n + tap_rows - 1):
+                        shifted = load(emitter.step(sources[row], here))
+                        for k in range(max(0, row - n + 1), min(tap_rows, row + 1)):
+                            totals[row - k] = emitter.multiply_add(weights[k], shifted, totals[row - k])
+                    return totals
 
-                zeros = [ir.Constant(vector, None)] * n
-                return emitter.accumulate(emitter.length(offsets, offsets_), zeros, add)
+                def add_triple(i, totals):
+                    first = builder.mul(i, three_rows)
+                    return emitter.accumulate(
+                        filter_cols, totals, lambda col, totals: add(builder.add(first, col), totals, 3)
+                    )
+
+                totals = emitter.accumulate(triples, [ir.Constant(vector, None)] * n, add_triple)
+                return emitter.accumulate(
+                    others, totals, lambda i, totals: add(builder.add(in_triples, i), totals, 1)
+                )
 
             emitter.for_each_vector(count, targets, compute)
 
