@@ -37,53 +37,70 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HA
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, correlate_rows, vector_copy
 
+# Weights of so many taps and a tile's filters stay in the first-level cache, for the tiles of so many rows.
+CHUNK_TAPS, TILE_ROWS = 128, 2
+
 
 @kernel_inline
-def correlate_tile(layout, image, row, col, weights, group, offsets, lines, first, lanes):
-    """Compute TILE_COLUMNS output positions of one row, from ``col`` on, for all filters of a group.
+def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
+    """Compute rows of the output, from ``row`` on, for all filters of a group.
 
-    ``lines`` receives them from ``first`` on as (positions, lanes). What lies right of the output comes of
-    pixels of another row, or past the image, and is not used.
+    ``lines`` receives them as (rows, positions, filters), of each row the tiles that are ``wanted``. What is
+    right of the output comes of pixels of another row, or past the image, and is not used.
     """
-    _, taps, width = weights.shape
-    column = layout.stride_cols * layout.channels
-    pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
+    rows, positions, step = lines.shape
+    width = in_halves(layout.filters, layout.half) * layout.half
+    column, n_taps = layout.stride_cols * layout.channels, len(offsets)
     for filter_block in range(filter_blocks(layout, width)):
         lane, halves = filters_of_block(layout, width, filter_block)
-        convolve_tile(
-            lines, first + col * lanes + lane, lanes, image, pixel, column,
-            weights, group * taps * width + lane, width, offsets, halves,
-        )  # fmt: skip
+        lanes = halves * layout.half
+        for tap in range(0, max(1, n_taps), CHUNK_TAPS):
+            here = offsets[tap : min(tap + CHUNK_TAPS, n_taps)]
+            first = group * n_taps * width + lane * n_taps + tap * lanes
+            for r in range(rows):
+                pixel = (row + r) * layout.stride_rows * layout.cols * layout.channels
+                for col in range(0, positions, TILE_COLUMNS):
+                    if wanted[col // TILE_COLUMNS]:
+                        convolve_tile(
+                            lines, (r * positions + col) * step + lane, step, image, pixel + col * column,
+                            column, weights, first, lanes, here, halves, tap > 0,
+                        )  # fmt: skip
 
 
 @parallel(
-    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], real[:, :, :, ::1]),
+    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[:, :, :, ::1]),
     CACHE_VERSION,
 )
 def correlate_block(block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
     channels, n_filters = layout.channels, layout.filters
+    width, positions = in_halves(n_filters, layout.half) * layout.half, padded_positions(layout.out_cols)
     scratch = (
         empty_image(layout, TILE_COLUMNS * layout.stride_cols * channels, input),
-        np.empty((padded_positions(layout.out_cols), weights.shape[2]), input.dtype),
+        np.empty((TILE_ROWS, positions, width), input.dtype),
+        np.ones(positions // TILE_COLUMNS, np.bool_),
     )
-    image, line = unowned(scratch)
+    image, lines, wanted = unowned(scratch)
+    map_size = layout.out_rows * layout.out_cols
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
             load_image(layout, input[b, group * channels : (group + 1) * channels], image)
-            for row in range(layout.out_rows):
-                for col in range(0, len(line), TILE_COLUMNS):
-                    correlate_tile(layout, image, row, col, weights, group, offsets, line, 0, line.shape[1])
-                first = ((b * out.shape[1] + group * n_filters) * layout.out_rows + row) * layout.out_cols
-                map_size = layout.out_rows * layout.out_cols
-                transpose(out, first, map_size, line, 0, line.shape[1], layout.out_cols, n_filters)
+            first_map = (b * layout.groups + group) * n_filters
+            for row in range(0, layout.out_rows, TILE_ROWS):
+                rows = min(TILE_ROWS, layout.out_rows - row)
+                correlate_tiles(layout, image, row, weights, group, offsets, lines[:rows], wanted)
+                for r in range(rows):
+                    first = first_map * map_size + (row + r) * layout.out_cols
+                    transpose(
+                        out, first, map_size, lines, r * positions * width, width, layout.out_cols, n_filters
+                    )
     keep(scratch)
 
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, ::1], types.int32[::1], types.int64, types.int64,
+        LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], types.int64, types.int64,
         real[:, :, :, ::1]
     ),
     CACHE_VERSION,
@@ -101,7 +118,7 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_
             load_image(layout, input[b, group : group + 1], image)
             for k in range(layout.filters):
                 for tap in range(len(offsets)):
-                    factors[tap] = weights[group, tap, k]
+                    factors[tap] = weights[group, tap * layout.half + k]
                 first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
                 for row in range(0, layout.out_rows, SUM_ROWS):
                     correlate_rows(
@@ -136,7 +153,7 @@ def pointwise_block(block, blocks, layout, input, weights, out):
                 for k in range(0, n_filters, TILE_COLUMNS):
                     convolve_tile(
                         tile, 0, width, weights, (group * weights.shape[1] + k) * channels, channels,
-                        columns, 0, width, offsets, in_halves(count, layout.half),
+                        columns, 0, width, offsets, in_halves(count, layout.half), False,
                     )  # fmt: skip
                     for p in range(min(TILE_COLUMNS, n_filters - k)):
                         vector_copy(out, (out_maps + k + p) * positions + first, tile, p * width, count)

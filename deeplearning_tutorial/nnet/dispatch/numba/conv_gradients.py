@@ -29,7 +29,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     span_of,
     store_image,
     tap_offsets,
-    tap_weights,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
@@ -49,7 +48,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     gather_add,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add
 
 # Positions whose gradients a tile adds at once.
 CHUNK_POSITIONS = 128
@@ -60,15 +58,19 @@ gather_rows = kernel_njit(simd.gather_rows)
 @kernel_njit
 def runs_of_weights(layout, filters, flip):
     """Copy filters to (groups, runs, filters, taps of a run), padded to whole half vectors."""
-    weights = tap_weights(layout, filters, flip)
-    n_runs = weights.shape[1] // layout.run if layout.run else 0
+    _, channels, rows, cols = filters.shape
+    n_runs = rows * cols * channels // layout.run if layout.run else 0
     length = in_halves(layout.run, layout.half) * layout.half
     runs = np.zeros((layout.groups, n_runs, layout.filters, length), filters.dtype)
-    for group in range(layout.groups):
-        for run in range(n_runs):
-            for k in range(layout.filters):
-                for tap in range(layout.run):
-                    runs[group, run, k, tap] = weights[group, run * layout.run + tap, k]
+    for k in range(len(filters)):
+        group, within = divmod(k, layout.filters)
+        for channel in range(channels):
+            for row in range(rows):
+                for col in range(cols):
+                    from_row = rows - 1 - row if flip else row
+                    from_col = cols - 1 - col if flip else col
+                    run, tap = divmod((row * cols + col) * channels + channel, layout.run)
+                    runs[group, run, within, tap] = filters[k, channel, from_row, from_col]
     return runs
 
 
@@ -192,11 +194,10 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
     scratch = (
         empty_image(layout, TILE_COLUMNS, input),
         np.empty(positions, np.int32),
-        np.zeros((positions, width), input.dtype),
+        np.zeros(positions * width, input.dtype),
         np.zeros(layout.groups * width * n_taps, input.dtype),
-        np.empty(TILE_COLUMNS * width, input.dtype),
     )
-    image, pixels, gradients, sums, tile = unowned(scratch)
+    image, pixels, gradients, sums = unowned(scratch)
     # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
     planar = is_pointwise(layout, input) and channels % TILE_COLUMNS == 0
     pixel_step, tap_step = (1, positions) if planar else (channels, 1)
@@ -212,8 +213,15 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                 origin = (b * layout.groups + group) * channels * positions
             else:
                 load_image(layout, input[b, group * channels : (group + 1) * channels], image)
-            maps = (b * layout.groups + group) * n_filters * positions
-            transpose(gradients, 0, width, output_gradient, maps, positions, n_filters, positions)
+            maps = (b * layout.groups + group) * n_filters
+            # Each block of filters by itself, as (positions, filters).
+            for filter_block in range(filter_blocks(layout, width)):
+                lane, halves = filters_of_block(layout, width, filter_block)
+                lanes = halves * layout.half
+                transpose(
+                    gradients, lane * positions, lanes, output_gradient, (maps + lane) * positions, positions,
+                    min(lanes, n_filters - lane), positions,
+                )  # fmt: skip
             # The sums of a run stay in the second-level cache while so few positions and filters are taken
             # at a time that their gradients stay in the first-level one.
             for run in range(n_runs):
@@ -224,12 +232,11 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                         here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                         for tap in range(0, run_length, TILE_COLUMNS):
                             first_tap = origin + offsets[run * run_length] + tap * tap_step
-                            convolve_tile(
-                                tile, 0, lanes, source, first_tap, tap_step,
-                                gradients, first * width + lane, width, here, halves,
-                            )  # fmt: skip
                             at = (group * width + lane) * n_taps + (run * room + tap) * lanes
-                            vector_add(sums, at, tile, 0, TILE_COLUMNS * lanes)
+                            convolve_tile(
+                                sums, at, lanes, source, first_tap, tap_step,
+                                gradients, lane * positions + first * lanes, lanes, here, halves, True,
+                            )  # fmt: skip
     for group in range(layout.groups):
         for filter_block in range(filter_blocks(layout, width)):
             lane, halves = filters_of_block(layout, width, filter_block)

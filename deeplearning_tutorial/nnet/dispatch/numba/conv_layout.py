@@ -21,7 +21,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes, here or
 # in the modules that import this.
-CACHE_VERSION = 23
+CACHE_VERSION = 25
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -155,20 +155,27 @@ def tap_offsets(layout, filters, dilation):
 
 @kernel_njit
 def tap_weights(layout, filters, flip):
-    """Copy filters to (groups, taps, filters), the last axis padded with zeros to whole half vectors."""
+    """Copy filters to (groups, taps * filters), the filters padded with zeros to whole half vectors.
+
+    Of a group, each block of filters lies by itself as (taps, filters).
+    """
     _, channels, rows, cols = filters.shape
-    width = in_halves(layout.filters, layout.half) * layout.half
-    weights = np.zeros((layout.groups, rows * cols * channels, width), filters.dtype)
-    for k in range(len(filters)):
-        for channel in range(channels):
-            for row in range(rows):
-                for col in range(cols):
-                    from_row = rows - 1 - row if flip else row
-                    from_col = cols - 1 - col if flip else col
-                    tap = (row * cols + col) * channels + channel
-                    weights[k // layout.filters, tap, k % layout.filters] = filters[
-                        k, channel, from_row, from_col
-                    ]
+    n_taps, width = rows * cols * channels, in_halves(layout.filters, layout.half) * layout.half
+    weights = np.zeros((layout.groups, n_taps * width), filters.dtype)
+    for group in range(layout.groups):
+        for filter_block in range(filter_blocks(layout, width)):
+            lane, halves = filters_of_block(layout, width, filter_block)
+            lanes = halves * layout.half
+            for k in range(lane, min(lane + lanes, layout.filters)):
+                for channel in range(channels):
+                    for row in range(rows):
+                        for col in range(cols):
+                            from_row = rows - 1 - row if flip else row
+                            from_col = cols - 1 - col if flip else col
+                            tap = (row * cols + col) * channels + channel
+                            weights[group, lane * n_taps + tap * lanes + k - lane] = filters[
+                                group * layout.filters + k, channel, from_row, from_col
+                            ]
     return weights
 
 

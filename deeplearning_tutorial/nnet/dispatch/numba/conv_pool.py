@@ -18,7 +18,7 @@ from deeplearning_tutorial.nnet.conv_pool import (
     plain_conv2d,
 )
 from deeplearning_tutorial.nnet.conv_pool import mask_words as words_of
-from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate_tile
+from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate_tiles
 from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
     add_pixels,
@@ -56,7 +56,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 31
+CACHE_VERSION = 32
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -107,7 +107,7 @@ def forward_block(window_rows, window_cols, tanh):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, :, ::1], types.int32[::1],
+            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
             real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
         ),
         CACHE_VERSION, window_rows, window_cols, tanh,
@@ -118,18 +118,19 @@ def forward_block(window_rows, window_cols, tanh):
         words = mask.shape[4]
         last_bits = ~np.uint64(0) >> np.uint64(WORD_BITS * words - n_filters)
         skip = layout.channels <= FEW_CHANNELS and all_finite(weights.reshape(weights.size))
-        size = n_filters * out_rows * out_cols
+        size, conv_positions = n_filters * out_rows * out_cols, padded_positions(out_cols * window_cols)
         # What is read back soon lies in scratch: the mask and the output, new memory, may not be in a cache.
         scratch = (
             empty_image(layout, TILE_COLUMNS * layout.channels, input),
             np.empty((out_rows, out_cols), np.bool_),
             np.empty(layout.cols * layout.channels, np.uint8),
-            np.zeros((window_rows, padded_positions(out_cols * window_cols), lanes), input.dtype),
+            np.zeros((window_rows, conv_positions, lanes), input.dtype),
+            np.empty(conv_positions // TILE_COLUMNS, np.bool_),
             np.empty((out_cols + 1, lanes), input.dtype),
             np.zeros((out_cols + 1) * positions * words, np.uint64),
             np.empty(size, input.dtype),
         )
-        image, live, columns, lines, pooled, chosen, maxima = unowned(scratch)
+        image, live, columns, lines, wanted, pooled, chosen, maxima = unowned(scratch)
         # After the last window, what pooling gives where the convolution is zero.
         n_octets, dead = lanes // MASK_LANES, out_cols
         pool(pooled, dead * lanes, chosen, dead * positions * words, words, lines, 0, 0, 0, biases, n_octets)
@@ -138,16 +139,13 @@ def forward_block(window_rows, window_cols, tanh):
             load_image(layout, input[b], image)
             find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
             for row in range(out_rows):
-                for col in range(0, lines.shape[1], TILE_COLUMNS):
+                for tile in range(len(wanted)):
+                    col = tile * TILE_COLUMNS
                     alive = False
                     for window in range(col // window_cols, (col + TILE_COLUMNS - 1) // window_cols + 1):
                         alive |= live[row, min(window, out_cols - 1)]
-                    if alive:
-                        for r in range(window_rows):
-                            correlate_tile(
-                                layout, image, row * window_rows + r, col, weights, 0, offsets,
-                                lines, r * lines.shape[1] * lanes, lanes,
-                            )  # fmt: skip
+                    wanted[tile] = alive
+                correlate_tiles(layout, image, row * window_rows, weights, 0, offsets, lines, wanted)
                 for col in range(out_cols):
                     word = col * positions * words
                     if live[row, col]:

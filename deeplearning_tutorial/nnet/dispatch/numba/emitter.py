@@ -289,6 +289,20 @@ class Emitter:
             phi.add_incoming(later, end)
         return final
 
+    def either(self, condition, emit_if, emit_else):
+        """Return the values of ``emit_if()`` where ``condition`` holds, else those of ``emit_else()``."""
+        builder = self.builder
+        ways = []
+        with builder.if_else(builder.trunc(condition, ir.IntType(1))) as branches:
+            for branch, emit in zip(branches, (emit_if, emit_else), strict=True):
+                with branch:
+                    ways.append((emit(), builder.block))
+        values = [builder.phi(value.type) for value in ways[0][0]]
+        for results, block in ways:
+            for value, result in zip(values, results, strict=True):
+                value.add_incoming(result, block)
+        return values
+
     def choose(self, value, cases, emit):
         """Emit ``emit(*case)`` for each case; run the one whose key equals ``value``, or none."""
         builder = self.builder

@@ -23,7 +23,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, des
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 14
+CACHE_VERSION = 15
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -91,12 +91,13 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weig
         if whole_vectors and step == TILE_COLUMNS and not update:
             convolve_tile(
                 out, row * cols + left, cols, a, row * row_step, column,
-                columns, first, width, offsets, halves,
+                columns, first, width, offsets, halves, False,
             )  # fmt: skip
         else:
             convolve_tile(
-                tile, 0, tile.shape[1], a, row * row_step, column, columns, first, width, offsets, halves
-            )
+                tile, 0, tile.shape[1], a, row * row_step, column,
+                columns, first, width, offsets, halves, False,
+            )  # fmt: skip
             # From the row that the tile before has not updated.
             for r in range(start - row if update else 0, step):
                 if update:

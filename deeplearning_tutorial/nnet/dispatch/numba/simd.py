@@ -49,7 +49,7 @@ def in_halves(length, half):
 
 @intrinsic
 def convolve_tile(
-    typingctx, out, out_at, out_step, x, x_at, column, filters, filters_at, tap, offsets, halves
+    typingctx, out, out_at, out_step, x, x_at, column, filters, filters_at, tap, offsets, halves, more
 ):
     """Correlate `TILE_COLUMNS` neighbouring positions of an image with a block of filters.
 
@@ -58,15 +58,17 @@ def convolve_tile(
         out[out_at + p * out_step : ... + halves * half] = sum over t < len(offsets) of
             x[x_at + p * column + offsets[t]] * filters[filters_at + t * tap : ... + halves * half]
 
-    ``halves`` lies in 1..TILE_HALVES.
+    With ``more`` the sum begins at what is in ``out``. ``halves`` lies in 1..TILE_HALVES.
     """
     signature = types.void(
         out, types.intp, types.intp, x, types.intp, types.intp, filters, types.intp, types.intp, offsets,
-        types.intp,
+        types.intp, types.boolean,
     )  # fmt: skip
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, out_step, x_, x_at, column, filters_, filters_at, tap, offsets_, halves = arguments
+        out_, out_at, out_step, x_, x_at, column, filters_, filters_at, tap, offsets_, halves, more = (
+            arguments
+        )
         emitter = Emitter(context, builder, out.dtype)
         step = emitter.step
         outs = emitter.pointer(out, out_, out_at)
@@ -96,16 +98,32 @@ def convolve_tile(
                         factors.append((emitter.halves_of(left, right), emitter.join(half, half)))
                 return [emitter.multiply_add(*pair, total) for pair, total in zip(factors, sums, strict=True)]
 
-            zeros = [ir.Constant(whole, None)] * (TILE_COLUMNS * len(vectors) + odd * len(pairs))
-            n_taps = emitter.length(offsets, offsets_)
-            sums = iter(emitter.accumulate(n_taps, zeros, add_tap))
             columns = [step(outs, builder.mul(out_step, INDEX(p))) for p in range(TILE_COLUMNS)]
-            for column_out in columns:
+
+            def load_sums():
+                sums = [
+                    emitter.load(step(place, first), vector) for place in columns for vector, first in vectors
+                ]
+                for p in pairs if odd else ():
+                    sums.append(
+                        emitter.join(
+                            *(emitter.load(step(place, odd_first), part) for place in columns[p : p + 2])
+                        )
+                    )
+                return sums
+
+            sums = emitter.either(
+                more,
+                load_sums,
+                lambda: [ir.Constant(whole, None)] * (TILE_COLUMNS * len(vectors) + odd * len(pairs)),
+            )
+            sums = iter(emitter.accumulate(emitter.length(offsets, offsets_), sums, add_tap))
+            for place in columns:
                 for _, first in vectors:
-                    emitter.store(next(sums), step(column_out, first))
+                    emitter.store(next(sums), step(place, first))
             for p in pairs if odd else ():
-                for part, column_out in zip(emitter.split(next(sums)), columns[p : p + 2], strict=True):
-                    emitter.store(part, step(column_out, odd_first))
+                for value, place in zip(emitter.split(next(sums)), columns[p : p + 2], strict=True):
+                    emitter.store(value, step(place, odd_first))
 
         emitter.choose(halves, {n: (n,) for n in range(1, TILE_HALVES + 1)}, emit)
         return context.get_dummy_value()
