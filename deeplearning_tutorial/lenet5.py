@@ -76,9 +76,9 @@ def train_lenet5(
         Rows, and columns, of the windows in S2 and S4.
     pool_strides : tuple of int
         From one window to the next in S2 and S4; windows overlap where it is less than their size.
-    pooling : {'max', 'average', 'sum', '1998'}
-        What S2 and S4 take of a window: max, average or sum; or 1998, the sum times a coefficient, plus a
-        bias, and the activation, where each map trains a coefficient and a bias of its own.
+    pooling : {'max', 'average', 'sum', 'l2', '1998'}
+        What S2 and S4 take of a window: max, average, sum or l2, the root of the sum of squares; or 1998, the
+        sum times a coefficient, plus a bias, and the activation, where each map trains both.
     activation : {'tanh', 'relu', 'sigmoid', 'scaled_tanh'}
         Of the convolutions and F6: tanh, relu, sigmoid or scaled_tanh, which is 1.7159 tanh(2x/3).
     connection : {'full', '1998'}

@@ -49,7 +49,7 @@ class LeNet5:
         Filters in C1, C3 and C5, and the length of their sides.
     pool_sizes, pool_strides : tuple of two int
         Side of the windows in S2 and S4, and from one window to the next.
-    pooling : {'max', 'average', 'sum', '1998'}
+    pooling : {'max', 'average', 'sum', 'l2', '1998'}
     activation : {'tanh', 'relu', 'sigmoid', 'scaled_tanh'}
     connection : {'full', '1998'}
         Which maps of S2 each map of C3 takes: all, or those of `connections_1998`.

@@ -4,7 +4,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from deeplearning_tutorial.nnet import conv2d, pool_2d, relu
+from deeplearning_tutorial.nnet import conv2d, max_pool, relu, sum_pool
+from deeplearning_tutorial.nnet.poolings import POOLINGS_BY_NAME
 
 
 def scaled_tanh(x):
@@ -25,8 +26,7 @@ def scaled_tanh(x):
 
 # All of them rise, or are level, throughout.
 ACTIVATIONS = {"tanh": pt.tanh, "relu": relu, "sigmoid": pt.sigmoid, "scaled_tanh": scaled_tanh}
-# What pool_2d computes for each.
-POOLINGS = {"max": "max", "average": "average_inc_pad", "sum": "sum", "1998": "sum"}
+POOLINGS = (*POOLINGS_BY_NAME, "1998")
 
 
 def connections_1998():
@@ -120,9 +120,10 @@ class Subsampling:
     below : Convolution
     n_maps : int
         Its filters.
-    pooling : {'max', 'average', 'sum', '1998'}
-        What to take of each window. '1998' multiplies the sum by a coefficient, adds a bias, both trained and
-        one of each per map, and applies ``activation`` (LeCun et al., 1998, section II.B).
+    pooling : {'max', 'average', 'sum', 'l2', '1998'}
+        What to take of each window: see `max_pool`, `average_pool`, `sum_pool` and `l2_pool`. '1998'
+        multiplies the sum by a coefficient, adds a bias, both trained and one of each per map, and applies
+        ``activation`` (LeCun et al., 1998, section II.B).
     activation : callable
         Elementwise, one that never falls.
     poolsize, stride : tuple of int
@@ -148,17 +149,14 @@ class Subsampling:
         self.input = below.output
         self.params = []
 
-        def pool(maps):
-            return pool_2d(maps, ws=poolsize, stride=stride, ignore_border=True, mode=POOLINGS[pooling])
-
         if pooling == "max":
-            self.output = below.activate(pool(below.convolved))
+            self.output = below.activate(max_pool(below.convolved, poolsize, stride))
         elif pooling == "1998":
             self.coefficient, self.b = self.params = [
                 pytensor.shared(np.full((n_maps,), value, floatX), name=name, borrow=True, shape=(n_maps,))
                 for name, value in (("coefficient", 1 / np.prod(poolsize)), ("b", 0))
             ]
             coefficient, b = (param.dimshuffle("x", 0, "x", "x") for param in self.params)
-            self.output = activation(coefficient * pool(below.output) + b)
+            self.output = activation(coefficient * sum_pool(below.output, poolsize, stride) + b)
         else:
-            self.output = pool(below.output)
+            self.output = POOLINGS_BY_NAME[pooling](below.output, poolsize, stride)

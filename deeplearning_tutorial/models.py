@@ -4,6 +4,7 @@ A file tells its script and holds every parameter by name, so the shapes give th
 is among the script's arguments, which it tells, too. A new script is a new entry in `ARCHITECTURES`.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from deeplearning_tutorial.bounded import shown
 from deeplearning_tutorial.checkpoint import checkpoint_of, is_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
+from deeplearning_tutorial.lenet_poolings import check_choices, pooled_sides
 from deeplearning_tutorial.logistic_sgd import LogisticRegression
 from deeplearning_tutorial.mlp import MLP, HiddenLayer
 from deeplearning_tutorial.parameters import ABOUT, about_of, named_parameters, read_npz
@@ -84,28 +86,57 @@ def _build_mlp(rng, x, n_hidden, n_out):
     }
 
 
-def _convolutional_mlp_shapes(nkerns0, nkerns1, n_hidden, n_out):
-    return {
-        "layer0.W": (nkerns0, 1, 5, 5),
-        "layer0.b": (nkerns0,),
-        "layer1.W": (nkerns1, nkerns0, 5, 5),
-        "layer1.b": (nkerns1,),
-        "layer2.W": (nkerns1 * 4 * 4, n_hidden),
+# What the tutorial's LeNet has unless its file says otherwise.
+_LENET = {
+    name: inspect.signature(convolutional_mlp.evaluate_lenet5).parameters[name].default
+    for name in ("pooling", "pool_sizes", "pool_strides", "activation", "normalisation")
+}
+
+
+def _lenet_sides(settings):
+    """Check the settings; return them with the defaults of those that are missing, and the maps' sides."""
+    settings = _LENET | settings
+    check_choices(*(settings[name] for name in ("pooling", "activation", "normalisation")))
+    return settings, pooled_sides(settings["pool_sizes"], settings["pool_strides"])
+
+
+def _convolutional_mlp_shapes(nkerns0, nkerns1, n_hidden, n_out, **settings):
+    settings, (_, side1) = _lenet_sides(settings)
+    shapes = {"layer0.W": (nkerns0, 1, 5, 5), "layer0.b": (nkerns0,)}
+    if settings["pooling"] == "deformation":
+        shapes["layer0.deformation"] = (nkerns0, 4)
+    shapes |= {"layer1.W": (nkerns1, nkerns0, 5, 5), "layer1.b": (nkerns1,)}
+    if settings["pooling"] == "deformation":
+        shapes["layer1.deformation"] = (nkerns1, 4)
+    return shapes | {
+        "layer2.W": (nkerns1 * side1 * side1, n_hidden),
         "layer2.b": (n_hidden,),
         "layer3.W": (n_hidden, n_out),
         "layer3.b": (n_out,),
     }
 
 
-def _build_convolutional_mlp(rng, x, nkerns0, nkerns1, n_hidden, n_out):
+def _build_convolutional_mlp(rng, x, nkerns0, nkerns1, n_hidden, n_out, **settings):
+    settings, sides = _lenet_sides(settings)
+    choices = {name: settings[name] for name in ("pooling", "activation", "normalisation")}
     batch_size = x.type.shape[0]
-    images = x.reshape((batch_size, 1, 28, 28))
-    layer0 = LeNetConvPoolLayer(rng, images, (nkerns0, 1, 5, 5), (batch_size, 1, 28, 28))
-    layer1 = LeNetConvPoolLayer(rng, layer0.output, (nkerns1, nkerns0, 5, 5), (batch_size, nkerns0, 12, 12))
-    layer2_input = layer1.output.reshape((batch_size, nkerns1 * 4 * 4))
-    layer2 = HiddenLayer(rng, layer2_input, nkerns1 * 4 * 4, n_hidden)
-    layer3 = LogisticRegression(layer2.output, n_hidden, n_out)
-    return {"layer0": layer0, "layer1": layer1, "layer2": layer2, "layer3": layer3}
+    output, maps, side, layers = x.reshape((batch_size, 1, 28, 28)), 1, 28, {}
+    for index, (filters, pooled) in enumerate(zip((nkerns0, nkerns1), sides, strict=True)):
+        size, stride = settings["pool_sizes"][index], settings["pool_strides"][index]
+        layers[f"layer{index}"] = layer = LeNetConvPoolLayer(
+            rng,
+            output,
+            (filters, maps, 5, 5),
+            (batch_size, maps, side, side),
+            (size, size),
+            stride=(stride, stride),
+            **choices,
+        )
+        output, maps, side = layer.output, filters, pooled
+    n_in = maps * side * side
+    layers["layer2"] = HiddenLayer(rng, output.reshape((batch_size, n_in)), n_in, n_hidden)
+    layers["layer3"] = LogisticRegression(layers["layer2"].output, n_hidden, n_out)
+    return layers
 
 
 def _lenet5(nkerns0, nkerns1, nkerns2, n_hidden, _n_out, **settings):
@@ -131,6 +162,7 @@ ARCHITECTURES = {
         _convolutional_mlp_shapes,
         _build_convolutional_mlp,
         convolutional_mlp.PUBLISHED,
+        tuple(_LENET),
     ),
     "lenet5": Architecture(
         ("C1", "C3", "C5", "F6", "output"),

@@ -198,13 +198,18 @@ def _how(name, model):
     settings = ARCHITECTURES[model.script].settings_in(model.arguments)
     activation = settings.get("activation", "tanh").replace("_", " ")
     if name in ("C1", "C3"):
-        return f"convolution, bias and {activation}"
+        normalisation = settings.get("normalisation")
+        then = f", then local {normalisation} normalisation" if normalisation else ""
+        return f"convolution, bias and {activation}{then}"
     index = ("S2", "S4").index(name)
     size = settings.get("pool_sizes", (2, 2))[index]
     what = {
         "max": "the largest",
         "average": "the average",
         "sum": "the sum",
+        "l2": "the root of the sum of squares",
+        "stochastic": "the average weighted by the activations",
+        "deformation": "the largest, less a penalty for its distance from the centre,",
         "1998": f"coefficient, bias and {activation} of the sum",
     }[settings.get("pooling", "max")]
     return f"{what} of each {size}x{size} of the maps before"

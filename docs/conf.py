@@ -50,6 +50,7 @@ CONTENTS = """
 :caption: Learn
 docs/walkthrough
 docs/walkthrough.zh
+docs/poolings
 docs/porting-from-theano
 ```
 

@@ -28,11 +28,16 @@ SIGNATURES = {
         "batch_size=20, n_hidden=500, "
         "*, seed=1234, save=None, checkpoint=None, resume=False, log=None, progress=False)",
     ),
-    "LeNetConvPoolLayer": (convolutional_mlp, "(rng, input, filter_shape, image_shape, poolsize=(2, 2))"),
+    "LeNetConvPoolLayer": (
+        convolutional_mlp,
+        "(rng, input, filter_shape, image_shape, poolsize=(2, 2), *, pooling='max', stride=None, "
+        "activation='tanh', normalisation=None, training_step=None)",
+    ),
     "evaluate_lenet5": (
         convolutional_mlp,
         "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(20, 50), batch_size=500, "
-        "*, seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
+        "*, pooling='max', pool_sizes=(2, 2), pool_strides=(2, 2), activation='tanh', normalisation=None, "
+        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
     ),
     "experiment": (convolutional_mlp, "(state, channel)"),
     "train_lenet5": (

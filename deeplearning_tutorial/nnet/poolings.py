@@ -1,0 +1,252 @@
+"""Poolings beside the maximum, composed of `pool_2d` and its Ops, so that each runs on every back end.
+
+All take ``(batch, maps, rows, cols)`` and leave out a rest that is smaller than the window. Windows overlap
+where ``stride`` is smaller than ``ws``.
+"""
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.gradient import disconnected_grad
+
+from deeplearning_tutorial.nnet.pool import (
+    MaxPoolGradGrad,
+    pool_2d,
+    pool_output_length,
+    symbolic_pool_output_length,
+)
+from deeplearning_tutorial.nnet.shape_hint import lengths_of
+
+
+def max_pool(input, ws, stride=None, pad=(0, 0)):
+    """Take the maximum of each window; see `pool_2d`.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Shape ``(batch, maps, rows, cols)``; float32 or float64.
+    ws : tuple of int
+        Rows and columns of the window.
+    stride : tuple of int, optional
+        From one window to the next; ``ws`` if not given.
+    pad : tuple of int
+        Rows above and below, columns left and right; never a maximum.
+
+    Returns
+    -------
+    TensorVariable
+        Shape ``(batch, maps, rows', cols')``, ``rows' = (rows + 2 * pad - window) // stride + 1``.
+
+    Notes
+    -----
+    With a stride smaller than the window this is the overlapping pooling of Krizhevsky, Sutskever and Hinton
+    (2012), section 3.4, who take windows of 3x3 with a stride of 2.
+    """
+    return pool_2d(_four_dimensions("max_pool", input), ws, True, stride, pad)
+
+
+def average_pool(input, ws, stride=None, pad=(0, 0)):
+    """Take the mean of each window, of what is not padding (LeCun et al., 1990).
+
+    Parameters and result are those of `max_pool`.
+
+    Parameters
+    ----------
+    input : tensor_like
+    ws, stride, pad : tuple of int
+
+    Returns
+    -------
+    TensorVariable
+    """
+    return pool_2d(_four_dimensions("average_pool", input), ws, True, stride, pad, "average_exc_pad")
+
+
+def sum_pool(input, ws, stride=None, pad=(0, 0)):
+    """Take the sum of each window.
+
+    Parameters and result are those of `max_pool`; padding is zero.
+
+    Parameters
+    ----------
+    input : tensor_like
+    ws, stride, pad : tuple of int
+
+    Returns
+    -------
+    TensorVariable
+    """
+    return pool_2d(_four_dimensions("sum_pool", input), ws, True, stride, pad, "sum")
+
+
+def l2_pool(input, ws, stride=None, pad=(0, 0)):
+    """Take the square root of the sum of squares of each window.
+
+    Parameters and result are those of `max_pool`; padding is zero.
+
+    Parameters
+    ----------
+    input : tensor_like
+    ws, stride, pad : tuple of int
+
+    Returns
+    -------
+    TensorVariable
+
+    Notes
+    -----
+    This is the Lp pooling of Sermanet, Chintala and LeCun (2012), "Convolutional Neural Networks Applied to
+    House Numbers Digit Classification", section 2.1, with p = 2 and equal weights of 1. It is a sum, not
+    a mean. The gradient is ``x / output``, and zero where a window is zero throughout.
+    """
+    x = _four_dimensions("l2_pool", input)
+    return root(pool_2d(x * x, ws, True, stride, pad, "sum"))
+
+
+def stochastic_pool(input, ws, stride=None, pad=(0, 0), *, uniform=None):
+    """Sample an activation of each window, or weight all of them by their probabilities.
+
+    Parameters and result are those of `max_pool`. An element of a window has the probability ``p_i = a_i /
+    sum(a)``; what is negative counts as zero, so it is never sampled. A window without a positive element
+    gives zero.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Activations; the paper's come from a rectifier.
+    ws, stride, pad : tuple of int
+    uniform : tensor_like, optional
+        Random numbers between 0 and 1 of the shape of ``input``, such as `uniform_numbers` gives, to sample
+        in training. Without them the result is ``sum(p_i * a_i)``, as in testing.
+
+    Returns
+    -------
+    TensorVariable
+
+    Notes
+    -----
+    Zeiler and Fergus (2013), "Stochastic Pooling for Regularization of Deep Convolutional Neural Networks",
+    equations 4 to 6. The gradient goes to what was sampled.
+
+    Of exponential variates ``e_i = -log(uniform_i)`` the smallest ``e_i / a_i`` belongs to i with the
+    probability ``p_i``, so the sample is where ``a_i / e_i`` is largest. Each window of its own is sampled
+    as in the paper; windows that overlap share their random numbers, so they tend to sample the same element.
+    """
+    x = _four_dimensions("stochastic_pool", input)
+    # Not the reverse comparison: a NaN is to stay one.
+    activations = pt.switch(pt.le(disconnected_grad(x), 0), pt.zeros((), x.dtype), x)
+    if uniform is None:
+        total = pool_2d(activations, ws, True, stride, pad, "sum")
+        squares = pool_2d(activations * activations, ws, True, stride, pad, "sum")
+        return squares / pt.switch(pt.eq(disconnected_grad(total), 0), pt.ones((), x.dtype), total)
+    uniform = pt.cast(pt.as_tensor_variable(uniform), x.dtype)
+    if uniform.type.ndim != 4:
+        raise ValueError(
+            f"uniform has {uniform.type.ndim} dimensions; give a number for each element of input"
+        )
+    limits = np.finfo(x.dtype)
+    # Neither zero nor infinite: a quotient of two zeros, or two infinite ones, would be no choice.
+    exponential = -pt.log(pt.clip(uniform, limits.tiny, 1 - limits.epsneg))
+    races = disconnected_grad(activations / exponential)
+    winners = pool_2d(races, ws, True, stride, pad)
+    op = winners.owner.op
+    chosen = MaxPoolGradGrad(op.ignore_border, op.ws, op.stride, op.pad)(
+        races, winners, activations, *winners.owner.inputs[1:]
+    )
+    return pt.switch(pt.isnan(winners), winners, chosen)
+
+
+def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coefficients):
+    """Take the maximum of each window after a penalty for the distance from the window's centre.
+
+    Parameters and result are those of `max_pool`, and padding is never a maximum.
+
+    Parameters
+    ----------
+    input : tensor_like
+        Part detection maps.
+    ws, stride, pad : tuple of int
+    coefficients : tensor_like
+        Shape ``(maps, 4)``: what each map pays for the displacement by columns, by rows, and for their
+        squares. All zero is max-pooling.
+
+    Returns
+    -------
+    TensorVariable
+        ``max(input[displaced] - sum(coefficients * (dx, dy, dx**2, dy**2)))`` over the window, where dx
+        columns and dy rows lead from the window's centre to the element. They are whole numbers if the window
+        is odd, halves if it is even.
+
+    Raises
+    ------
+    ValueError
+        If ``coefficients`` is not a matrix of four columns.
+
+    Notes
+    -----
+    Ouyang et al. (2014), "DeepID-Net: multi-stage and deformable deep convolutional neural networks for
+    object detection", deformation constrained pooling: windows of ``2 * R + 1`` around anchors ``stride``
+    apart, with the quadratic deformation of Felzenszwalb et al. (2010) as the features ``d_n``. Like
+    `pool_2d`'s, the gradient goes to every element that equals its window's maximum.
+    """
+    x = _four_dimensions("deformation_constrained_pool", input)
+    coefficients = pt.as_tensor_variable(coefficients)
+    if coefficients.type.ndim != 2 or coefficients.type.shape[1] not in (None, 4):
+        raise ValueError(
+            f"coefficients is {coefficients.type}; give four numbers for each map, shape (maps, 4)"
+        )
+    # The Op that max-pooling would be has normalised and checked them.
+    op = max_pool(x, ws, stride, pad).owner.op
+    ws, stride = op.ws, op.stride
+    if ws is None:
+        raise TypeError("ws, stride or pad is symbolic; deformation_constrained_pool takes tuples of ints")
+    if any(op.pad):
+        x = _padded(x, op.pad)
+    # Windows side by side, which do not overlap, have the penalties at the same places.
+    for axis in (3, 2):
+        x = _windows(x, axis, ws[axis - 2], stride[axis - 2])
+    dy, dx = (np.arange(window) - (window - 1) / 2 for window in ws)
+    dy = dy[:, np.newaxis]
+    features = np.array([np.broadcast_to(feature, ws) for feature in (dx, dy, dx**2, dy**2)])
+    penalties = (coefficients[:, :, np.newaxis, np.newaxis] * features.astype(coefficients.dtype)).sum(axis=1)
+    penalties = penalties.dimshuffle("x", 0, "x", 1, "x", 2)
+    batch, maps, rows, _, cols, _ = lengths_of(x)
+    penalised = (x - penalties).reshape((batch, maps, rows * ws[0], cols * ws[1]))
+    return pool_2d(penalised, ws, True)
+
+
+POOLINGS_BY_NAME = {"max": max_pool, "average": average_pool, "sum": sum_pool, "l2": l2_pool}
+"""Those that take nothing but the windows."""
+
+
+def root(x):
+    """Return the square root, with a gradient of zero, not infinity, where ``x`` is zero."""
+    positive = pt.neq(disconnected_grad(x), 0)
+    return pt.switch(positive, pt.sqrt(pt.switch(positive, x, pt.ones((), x.dtype))), pt.zeros((), x.dtype))
+
+
+def _four_dimensions(function, input):
+    x = pt.as_tensor_variable(input)
+    if x.type.ndim != 4:
+        raise TypeError(f"input has {x.type.ndim} dimensions; {function} takes (batch, maps, rows, cols)")
+    return x
+
+
+def _padded(x, pad):
+    batch, maps, rows, cols = lengths_of(x)
+    inside = tuple(slice(before, before + n) for before, n in zip(pad, (rows, cols), strict=True))
+    around = pt.full((batch, maps, rows + 2 * pad[0], cols + 2 * pad[1]), np.asarray(-np.inf, x.dtype))
+    return around[:, :, inside[0], inside[1]].set(x)
+
+
+def _windows(x, axis, window, stride):
+    """Make two axes of one: windows, and the elements of each."""
+    lengths = lengths_of(x)
+    known = x.type.shape[axis] is not None
+    count = pool_output_length if known else symbolic_pool_output_length
+    n = count(lengths[axis], window, stride, 0, True)
+    before = (slice(None),) * axis
+    if stride == window:
+        return x[(*before, slice(n * window))].reshape((*lengths[:axis], n, window, *lengths[axis + 1 :]))
+    # Element by element of the windows, of which there are few.
+    elements = [x[(*before, slice(first, first + n * stride, stride))] for first in range(window)]
+    return pt.stack(elements, axis=axis + 1)
