@@ -24,6 +24,7 @@ from deeplearning_tutorial.checks import (
     count_minibatches,
 )
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
 from deeplearning_tutorial.mlp import HiddenLayer
 from deeplearning_tutorial.nnet import conv2d, pool
@@ -103,6 +104,7 @@ def evaluate_lenet5(
     resume=False,
     log=None,
     progress=False,
+    channel=None,
 ):
     """Train LeNet on MNIST.
 
@@ -130,6 +132,8 @@ def evaluate_lenet5(
         ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable or None
+        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
 
     Returns
     -------
@@ -231,6 +235,7 @@ def evaluate_lenet5(
         announce_every=100,
         files=files,
         progress=progress,
+        channel=channel,
     )
     print("Optimization complete.")
     print(result.summary())
@@ -238,21 +243,7 @@ def evaluate_lenet5(
     return result
 
 
-def experiment(state, channel):
-    """Run `evaluate_lenet5` as an experiment scheduler such as jobman calls it.
-
-    Parameters
-    ----------
-    state : object
-        Its attributes ``learning_rate`` and ``dataset`` are used.
-    channel : object
-        Not used.
-
-    Returns
-    -------
-    TrainingResult
-    """
-    return evaluate_lenet5(state.learning_rate, dataset=state.dataset)
+experiment = experiment_of(evaluate_lenet5)
 
 
 def _check_layer(filter_shape, image_shape, poolsize):
