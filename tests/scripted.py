@@ -37,7 +37,8 @@ def train(
         Not used.
     folder : path
         Where a line is written for each run, if given. There runs wait for those of a second process; the
-        fourth kills its process where there is a file ``kill``.
+        fourth kills its process where there is a file ``kill``. With SCRIPTED_WAIT in the environment they
+        last until they are interrupted.
     signalled : int
         Signal that the process gets within the first epoch.
     progress : bool
@@ -57,6 +58,8 @@ def train(
     result = TrainingResult()
     if kind == "diverged":
         raise DivergenceError("the cost is nan at iteration 1. Use less", result)
+    while os.environ.get("SCRIPTED_WAIT"):
+        time.sleep(0.05)
     for epoch in range(1, n_epochs + 1):
         if signalled:
             signal.raise_signal(signalled)
@@ -72,8 +75,7 @@ def train(
 def _join(folder, rate):
     with open(folder / "runs", "a") as file:
         file.write(f"{os.getpid()} {rate!r}\n")
-    n_processes = 0
-    give_up = time.monotonic() + 60
+    n_processes, give_up = 0, time.monotonic() + 60
     while n_processes < 2 and time.monotonic() < give_up:
         runs = (folder / "runs").read_text().splitlines()
         n_processes = len({run.split()[0] for run in runs})

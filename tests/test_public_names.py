@@ -85,7 +85,8 @@ import sys
 class Note:
     asked = set()
     def find_spec(self, name, path=None, target=None):
-        if name in ("jax", "torch", "matplotlib", "PIL", "deeplearning_tutorial.nnet.dispatch.numba"):
+        extras = "jax", "torch", "matplotlib", "PIL", "optuna", "sqlalchemy"
+        if name in (*extras, "deeplearning_tutorial.nnet.dispatch.numba"):
             self.asked.add(name)
 sys.meta_path.insert(0, Note())
 {code}
