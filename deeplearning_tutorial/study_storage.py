@@ -1,6 +1,8 @@
 """Where studies are kept: an SQLite file, another database, or a journal file."""
 
 import os
+import random
+import time
 from contextlib import contextmanager
 
 from deeplearning_tutorial.parameters import check_writable
@@ -8,6 +10,8 @@ from deeplearning_tutorial.parameters import check_writable
 _JOURNAL = "journal:"
 # Seconds to wait for a database file that another process is writing.
 _SQLITE_TIMEOUT = 60
+# Seconds for all tables to be made.
+_CREATION_TIMEOUT = 30
 
 
 def require_optuna():
@@ -69,11 +73,20 @@ def open_storage(url, create=True):
     else:
         # A trial may outlast what a server grants a silent connection.
         options = {"pool_pre_ping": True}
-    try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise OSError(f"storage={address.render_as_string()} cannot be opened: {cause}") from error
+    storage = None
+    give_up = time.monotonic() + _CREATION_TIMEOUT
+    while storage is None:
+        try:
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = str(error.__cause__ or error).strip()
+            is_there = "already exists" in cause or isinstance(error, sqlalchemy.exc.IntegrityError)
+            if is_there and time.monotonic() < give_up:
+                # Several workers begin a study at the same moment, and another one makes the tables.
+                time.sleep(random.uniform(0.1, 0.5))
+                continue
+            opened = f"storage={address.render_as_string()} cannot be opened"
+            raise OSError(f"{opened}: {cause.splitlines()[0]}") from error
     try:
         if is_sqlite:
             _lock_whole_transactions(storage.engine)

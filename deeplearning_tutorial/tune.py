@@ -20,6 +20,7 @@ Given on other machines, too, it has them join in, where the storage is one that
 import argparse
 import importlib
 import inspect
+import io
 import json
 import os
 import signal
@@ -218,7 +219,7 @@ def _comparable(arguments, space):
     left_out = command_line.FILES | space.keys()
     described = {name: value for name, value in arguments.items() if name not in left_out}
     if "dataset" in arguments:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO()):
             described["data"] = data_fingerprint(load_data(arguments["dataset"]))
     described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
     return json.loads(json.dumps(described))

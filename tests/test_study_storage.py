@@ -75,6 +75,21 @@ def test_showing_makes_no_file(tmp_path, monkeypatch, url):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_workers_that_begin_a_study_at_the_same_moment_all_have_it(tmp_path):
+    begun = []
+
+    def begin():
+        with open_storage(f"sqlite:///{tmp_path}/study.db") as storage:
+            begun.append(open_study(storage, "lenet", SETTINGS).study_name)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert begun == ["lenet"] * 4
+
+
 def test_a_trial_that_waits_in_sqlite_is_taken_by_one_of_many_alone(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     taken = []
