@@ -7,11 +7,12 @@ life now and then; one that stays silent is taken for dead and tried again.
 
 import io
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,6 +57,23 @@ def counting(study):
     ]
 
 
+@contextmanager
+def on_interrupt(handler):
+    """Have a handler called where Ctrl-C, or SIGTERM treated alike, would raise KeyboardInterrupt."""
+    signals = []
+    # Only the main thread may set handlers.
+    if threading.current_thread() is threading.main_thread():
+        both = signal.SIGINT, signal.SIGTERM
+        signals = [each for each in both if signal.getsignal(each) is signal.default_int_handler]
+    try:
+        for each in signals:
+            signal.signal(each, handler)
+        yield
+    finally:
+        for each in signals:
+            signal.signal(each, signal.default_int_handler)
+
+
 class Worker:
     """Take trials of a study until it has enough.
 
@@ -89,10 +107,21 @@ class Worker:
         self._optuna = require_optuna()
         # Of each trial that runs, its last sign and when that was first seen.
         self._last_heard = {}
+        self._interrupted = False
 
     def run(self):
         """Run trials; return when the study has all of them, or raise what ended one."""
+        with on_interrupt(self._interrupt):
+            self._run()
+
+    def _interrupt(self, signum, frame):
+        # Noted, too, for where a compiler calls Python back, an exception is printed and forgotten.
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _run(self):
         while True:
+            self._stop_if_interrupted()
             self._retry_the_silent()
             trials = counting(self.study)
             n_finished = sum(trial.state.is_finished() for trial in trials)
@@ -104,6 +133,10 @@ class Worker:
             else:
                 # Somebody else's are running. Should they die, they are to be tried again.
                 time.sleep(min(self.silence / 4, 2))
+
+    def _stop_if_interrupted(self):
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _run_one(self):
         if self.seed is not None:
@@ -139,6 +172,7 @@ class Worker:
 
         def channel(validation):
             nonlocal reason, n_validations
+            self._stop_if_interrupted()
             n_validations += 1
             trial.report(validation.validation_error, n_validations)
             if trial.should_prune():

@@ -40,7 +40,7 @@ from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.search_space import merge, parse_searches, read_space
 from deeplearning_tutorial.study_results import command_of, rows_of, table, write_csv, write_plots
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
-from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner
+from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
 from deeplearning_tutorial.training_files import back_end
 
 _INTERRUPTED = 130
@@ -231,25 +231,22 @@ def _run_workers(argv, n_workers, threads_given):
     shares = {} if threads_given else {name: str(threads) for name in _THREADS}
     # Ctrl-C comes to this process alone, which passes it on.
     options = {"process_group": 0} if os.name == "posix" else {}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)],
-            env=os.environ | shares,
-            **options,
-        )
-        for number in range(n_workers)
-    ]
-    interrupted = False
-    for number, process in enumerate(processes):
-        while process.poll() is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-                for each in processes:
-                    each.send_signal(signal.SIGINT)
-        if process.returncode and not interrupted:
-            print(f"worker {number} ended with status {process.returncode}", file=sys.stderr)
+    processes, interrupted = [], False
+
+    def interrupt(signum, frame):
+        nonlocal interrupted
+        interrupted = True
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+
+    with on_interrupt(interrupt):
+        for number in range(n_workers):
+            if not interrupted:
+                command = [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)]
+                processes.append(subprocess.Popen(command, env=os.environ | shares, **options))
+        for number, process in enumerate(processes):
+            if process.wait() and not interrupted:
+                print(f"worker {number} ended with status {process.returncode}", file=sys.stderr)
     if interrupted:
         raise KeyboardInterrupt
 

@@ -84,6 +84,22 @@ def test_a_trial_that_ctrl_c_interrupts_is_put_back_and_counts_once(study, ctrl_
     assert [trial.number for trial in counting(study)] == [1, 2]
 
 
+@pytest.mark.parametrize("tells", [True, False], ids=["told", "not told"])
+def test_a_ctrl_c_that_was_swallowed_stops_at_the_next_validation_or_trial(study, ctrl_c, tells):
+    def experiment(state, channel):
+        try:
+            ctrl_c()
+        except KeyboardInterrupt:
+            # As Python does in a callback from a compiler.
+            pass
+        return scripted.experiment(state, channel if tells else None)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(study, experiment=experiment)
+    assert states(study) == (["FAIL", "WAITING"] if tells else ["COMPLETE"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_training_that_says_it_was_interrupted_is_put_back_too(study):
     def experiment(state, channel):
         raise TrainingInterrupted("Interrupted", TrainingResult())
