@@ -16,6 +16,8 @@ from deeplearning_tutorial.study_worker import counting
 
 _ERRORS = ("validation_error", "test_error")
 _COUNTS = ("iteration", "epochs")
+# Entries of a legend, which pushes the plot aside where it has one for each of many trials.
+_MOST_LEGENDS = 12
 _VALUE = {"target_name": "validation error"}
 # Optuna's plots, how many trials trained to the end each needs, and what it is told.
 _PLOTS = (
@@ -138,8 +140,12 @@ def write_plots(folder, study):
             warnings.simplefilter("ignore")
             axes = getattr(optuna.visualization.matplotlib, f"plot_{name}")(drawn, **options)
         # One, or an array of as many as there are parameters.
-        figure = np.ravel(axes)[0].figure
-        figure.set_size_inches(max(9, figure.get_figwidth()), 6)
+        panels = np.ravel(axes)
+        figure = panels[0].figure
+        figure.set_size_inches(max(9, 4 * len(panels)), 6)
+        legend = panels[0].get_legend()
+        if legend is not None and len(legend.get_texts()) > _MOST_LEGENDS:
+            legend.remove()
         path = folder / f"{name}.png"
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
