@@ -20,7 +20,9 @@ from deeplearning_tutorial import datasets
 
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
 # What changes nothing about the figures.
-_FILES = {"dataset", "save", "checkpoint", "resume", "log"}
+FILES = {"dataset", "save", "checkpoint", "resume", "log"}
+# Parameters without a flag.
+UNSET = {"progress", "channel"}
 # As a shell reports a program that Ctrl-C has ended.
 _INTERRUPTED = 130
 
@@ -32,7 +34,7 @@ def run(function, description, published, minibatches, *, summary=None):
     ----------
     function : callable
         Training function with a default for every parameter and a numpydoc docstring. Its parameters become
-        flags, but ``progress``, which is always on.
+        flags, but ``progress``, which is always on, and ``channel``, which only programs use.
     description : str
         The script's docstring, shown by ``--help``.
     published : dict of str to number
@@ -43,7 +45,12 @@ def run(function, description, published, minibatches, *, summary=None):
         Takes the arguments that were given, by name, and returns the text that the flag ``--summary`` prints
         instead of training.
     """
-    parser = _parser(function, description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_parameters(parser, function)
+    _add_output(parser)
+    add_configuration(parser)
     if summary is not None:
         parser.add_argument(
             "--summary",
@@ -53,19 +60,15 @@ def run(function, description, published, minibatches, *, summary=None):
     arguments = vars(parser.parse_args())
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
     summary_only = arguments.pop("summary", False)
-    _set_floatX(arguments.pop("floatX", None))
-    if "mode" in arguments:
-        _set_mode(arguments.pop("mode"))
-    if "threads" in arguments:
-        _set_threads(arguments.pop("threads"))
-    defaults_used = not arguments.keys() - _FILES
+    configure(arguments)
+    defaults_used = not arguments.keys() - FILES
     interrupt = None
     try:
         if summary_only:
             print(summary(**arguments))
             return
         if "dataset" not in arguments:
-            arguments["dataset"] = _mnist_or_sample()
+            arguments["dataset"] = mnist_or_sample()
         with _lines_to(quiet, as_json):
             result = function(**arguments, progress=not quiet)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -104,19 +107,27 @@ def _as_json(function, arguments, result, interrupted):
     call.apply_defaults()
     report = {
         "script": Path(inspect.getfile(function)).stem,
-        "arguments": {name: value for name, value in call.arguments.items() if name != "progress"},
+        "arguments": {name: value for name, value in call.arguments.items() if name not in UNSET},
         "interrupted": interrupted,
     }
     return json.dumps(report | figures, default=str)
 
 
-def _parser(function, description):
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_parameters(parser, function, without=()):
+    """Add a flag for each parameter of a training function, described as its docstring has it.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Leaves out of its namespace what is not given, so that the defaults stay in the function alone.
+    function : callable
+        As `run` takes it.
+    without : collection of str
+        Parameters that get no flag.
+    """
     documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
     for name, parameter in inspect.signature(function).parameters.items():
-        if name == "progress":
+        if name in UNSET or name in without:
             continue
         default = parameter.default
         many = isinstance(default, tuple)
@@ -126,16 +137,18 @@ def _parser(function, description):
             kind = {
                 "type": _type_of(default[0] if many else default),
                 "nargs": len(default) if many else None,
-                "metavar": "PATH" if name in _FILES else None,
+                "metavar": "PATH" if name in FILES else None,
             }
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            # Only what was given is passed on, so the defaults stay in the function alone.
             default=argparse.SUPPRESS,
             help=f"{documented[name]} (default: {_written(default)})".replace("%", "%%"),
             **kind,
         )
+
+
+def _add_output(parser):
     parser.add_argument(
         "--quiet",
         action="store_true",
@@ -146,6 +159,10 @@ def _parser(function, description):
         action="store_true",
         help="Write the result to stdout as JSON, and the tutorial's lines to stderr. Errors are fractions.",
     )
+
+
+def add_configuration(parser):
+    """Add the flags that `configure` takes: ``--floatX``, ``--mode`` and ``--threads``."""
     parser.add_argument(
         "--floatX",
         choices=["float32", "float64"],
@@ -166,7 +183,15 @@ def _parser(function, description):
         help="Threads of the kernels and of BLAS (default: one per core, or what NUMBA_NUM_THREADS and "
         "OPENBLAS_NUM_THREADS say).",
     )
-    return parser
+
+
+def configure(arguments):
+    """Set precision, back end and threads, and remove them from ``arguments``, a dict of flags given."""
+    _set_floatX(arguments.pop("floatX", None))
+    if "mode" in arguments:
+        _set_mode(arguments.pop("mode"))
+    if "threads" in arguments:
+        _set_threads(arguments.pop("threads"))
 
 
 def _type_of(default):
@@ -219,7 +244,8 @@ def _set_threads(threads):
     threadpool_limits(threads)
 
 
-def _mnist_or_sample():
+def mnist_or_sample():
+    """Return where MNIST lies, or else, after saying so on stderr, where the sample does."""
     try:
         return datasets.locate("mnist.pkl.gz")
     except datasets.DatasetNotFoundError as error:

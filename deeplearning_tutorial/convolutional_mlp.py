@@ -25,6 +25,7 @@ from deeplearning_tutorial.checks import (
     count_minibatches,
 )
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.lenet5_layers import ACTIVATIONS
 from deeplearning_tutorial.lenet_poolings import NORMALISATIONS, check_choices, check_layer, pooled_sides
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
@@ -179,6 +180,7 @@ def evaluate_lenet5(
     resume=False,
     log=None,
     progress=False,
+    channel=None,
 ):
     """Train LeNet on MNIST.
 
@@ -216,6 +218,8 @@ def evaluate_lenet5(
         ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable or None
+        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
 
     Returns
     -------
@@ -344,6 +348,7 @@ def evaluate_lenet5(
         announce_every=100,
         files=files,
         progress=progress,
+        channel=channel,
     )
     print("Optimization complete.")
     print(result.summary())
@@ -351,21 +356,7 @@ def evaluate_lenet5(
     return result
 
 
-def experiment(state, channel):
-    """Run `evaluate_lenet5` as an experiment scheduler such as jobman calls it.
-
-    Parameters
-    ----------
-    state : object
-        Its attributes ``learning_rate`` and ``dataset`` are used.
-    channel : object
-        Not used.
-
-    Returns
-    -------
-    TrainingResult
-    """
-    return evaluate_lenet5(state.learning_rate, dataset=state.dataset)
+experiment = experiment_of(evaluate_lenet5)
 
 
 if __name__ == "__main__":

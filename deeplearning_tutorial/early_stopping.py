@@ -40,6 +40,7 @@ def train_with_patience(
     announce_every=None,
     files=None,
     progress=False,
+    channel=None,
 ):
     """Train minibatch by minibatch until patience or the epochs run out.
 
@@ -70,6 +71,9 @@ def train_with_patience(
         Receives the state after each validation and in the end, and may hold one to go on from.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable, optional
+        Given each `Validation` after the files were written; training ends after the one for which it returns
+        ``'stop'``. What it raises ends training, too.
 
     Returns
     -------
@@ -89,12 +93,12 @@ def train_with_patience(
     validation_frequency = min(n_train_batches, patience // 2)
     if files.resumed is not None:
         result, iteration, patience = files.restore(parameters, result.minibatches)
-    compiled = False
+    compiled = stopped = False
     start = default_timer() - result.seconds
     total = min(n_iterations, patience + 1)
     with tqdm(initial=iteration, total=total, disable=not progress, **_BAR) as bar, _Interrupt() as interrupt:
         try:
-            while iteration < n_iterations and iteration <= patience and not interrupt.requested:
+            while iteration < n_iterations and iteration <= patience and not (interrupt.requested or stopped):
                 epoch, minibatch = divmod(iteration, n_train_batches)
                 result.epochs = epoch + 1
                 if announce_every and iteration % announce_every == 0:
@@ -124,6 +128,7 @@ def train_with_patience(
                     when = epoch + 1, minibatch + 1, iteration
                     result.history.append(Validation(*when, cost, error, test_error, result.seconds))
                     files.write(result, iteration, patience, parameters)
+                    stopped = channel is not None and channel(result.history[-1]) == "stop"
 
                 if not compiled:
                     compiled = True

@@ -24,6 +24,7 @@ import pytensor.tensor as pt
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.lenet5_architecture import LeNet5
 from deeplearning_tutorial.logistic_sgd import load_data
 from deeplearning_tutorial.parameters import named_parameters
@@ -53,6 +54,7 @@ def train_lenet5(
     resume=False,
     log=None,
     progress=False,
+    channel=None,
 ):
     """Train LeNet-5 on MNIST.
 
@@ -95,6 +97,8 @@ def train_lenet5(
         ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable or None
+        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
 
     Returns
     -------
@@ -180,11 +184,15 @@ def train_lenet5(
         parameters=parameters,
         files=files,
         progress=progress,
+        channel=channel,
     )
     print("Optimization complete.")
     print(result.summary())
     print(f"The code for file lenet5.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
     return result
+
+
+experiment = experiment_of(train_lenet5)
 
 
 def architecture_of(arguments):

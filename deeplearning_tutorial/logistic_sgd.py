@@ -19,6 +19,7 @@ from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
 from deeplearning_tutorial.datasets import load_data
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.parameters import load_parameters, named_parameters
 from deeplearning_tutorial.training_files import TrainingFiles
 
@@ -124,6 +125,7 @@ def sgd_optimization_mnist(
     resume=False,
     log=None,
     progress=False,
+    channel=None,
 ):
     """Train a logistic regression on MNIST.
 
@@ -147,6 +149,8 @@ def sgd_optimization_mnist(
         ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable or None
+        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
 
     Returns
     -------
@@ -228,6 +232,7 @@ def sgd_optimization_mnist(
         parameters=named_parameters(classifier=classifier),
         files=files,
         progress=progress,
+        channel=channel,
     )
     print(
         f"Optimization complete with best validation score of {result.best_validation_error * 100:f} %,"
@@ -236,6 +241,9 @@ def sgd_optimization_mnist(
     print(f"The code run for {result.epochs} epochs, with {result.epochs / result.seconds:f} epochs/sec")
     print(f"The code for file logistic_sgd.py ran for {result.seconds:.1f}s", file=sys.stderr)
     return result
+
+
+experiment = experiment_of(sgd_optimization_mnist)
 
 
 def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):

@@ -16,6 +16,7 @@ import pytensor.tensor as pt
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
 from deeplearning_tutorial.early_stopping import train_with_patience
+from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
 from deeplearning_tutorial.parameters import named_parameters
 from deeplearning_tutorial.training_files import TrainingFiles
@@ -139,6 +140,7 @@ def test_mlp(
     resume=False,
     log=None,
     progress=False,
+    channel=None,
 ):
     """Train a multilayer perceptron on MNIST.
 
@@ -170,6 +172,8 @@ def test_mlp(
         ``.csv`` file that gets a line after each validation.
     progress : bool
         Show a progress bar on stderr.
+    channel : callable or None
+        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
 
     Returns
     -------
@@ -257,10 +261,14 @@ def test_mlp(
         ),
         files=files,
         progress=progress,
+        channel=channel,
     )
     print(f"Optimization complete. {result.summary()}")
     print(f"The code for file mlp.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
     return result
+
+
+experiment = experiment_of(test_mlp)
 
 
 def _check_shape(name, param, shape):

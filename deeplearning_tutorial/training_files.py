@@ -42,7 +42,7 @@ class TrainingFiles:
         ``.npz`` files for the best model and for the complete state, ``.csv`` for a line per validation.
     resume : bool
         Go on from ``checkpoint`` if it exists.
-    dataset, progress
+    dataset, progress, channel
         Not used: a data set is known by its contents. They are here so that ``**locals()`` may be given.
     **arguments
         What shapes the result, and must be the same where the run is resumed; but ``n_epochs`` may be any
@@ -77,9 +77,10 @@ class TrainingFiles:
         log=None,
         dataset=None,
         progress=False,
+        channel=None,
         **arguments,
     ):
-        arguments |= {"floatX": pytensor.config.floatX, "mode": _mode()}
+        arguments |= {"floatX": pytensor.config.floatX, "mode": back_end()}
         # As they come back from the file; an int may be NumPy's.
         self.arguments = json.loads(json.dumps(arguments, default=int))
         self.resumed = None
@@ -259,7 +260,7 @@ def _csv(rows):
     return text.getvalue().encode()
 
 
-def _mode():
+def back_end():
     """Name the back end as ``--mode`` does, also where it is PyTensor's default."""
     if pytensor.config.mode != "Mode":
         return pytensor.config.mode

@@ -11,7 +11,7 @@ from pytensor.compile.mode import Mode
 from scipy.signal import convolve
 
 from deeplearning_tutorial import convolutional_mlp
-from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer, evaluate_lenet5, experiment
+from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer, evaluate_lenet5
 from deeplearning_tutorial.datasets import sample_path
 from deeplearning_tutorial.parameters import load_parameters, named_parameters
 
@@ -304,16 +304,3 @@ def test_a_saved_lenet_loads_into_its_layers(tmp_path):
     np.savez(tmp_path / "m.npz", **(stored | {"layer0.W": np.zeros((3, 2, 5, 3))}))
     with pytest.raises(ValueError, match=r"layer0.W is float64 of shape \(3, 2, 5, 3\), .* \(3, 2, 3, 5\)"):
         load_parameters(tmp_path / "m.npz", named)
-
-
-def test_experiment_takes_rate_and_data_from_the_state(monkeypatch):
-    asked = []
-
-    def train(*args, **kwargs):
-        asked.append((args, kwargs))
-        return "the result"
-
-    monkeypatch.setattr(convolutional_mlp, "evaluate_lenet5", train)
-    state = SimpleNamespace(learning_rate=0.25, dataset="digits.npz", n_epochs=3)
-    assert experiment(state, channel=None) == "the result"
-    assert asked == [((0.25,), {"dataset": "digits.npz"})]

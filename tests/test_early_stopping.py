@@ -107,6 +107,20 @@ def test_the_result_holds_the_best_validation_and_the_parameters_it_had():
     assert all(type(look.cost) is type(look.validation_error) is float for look in result.history)
 
 
+def test_a_channel_is_told_each_validation_and_stops_training_after_the_files_were_written(tmp_path):
+    script, told = Script([0.5, 0.25, 0.375]), []
+    path = tmp_path / "run.npz"
+
+    def channel(validation):
+        told.append((validation, read_checkpoint(path).iteration))
+        return "stop" if len(told) == 2 else "go on"
+
+    files = TrainingFiles("script", checkpoint=path)
+    result = script.run(n_train_batches=2, n_epochs=3, patience=100, files=files, channel=channel)
+    assert told == [(result.history[0], 2), (result.history[1], 4)]
+    assert (script.iteration(), result.epochs, result.best_iteration) == (4, 2, 4)
+
+
 def test_an_equal_error_is_no_improvement():
     result = Script([0.5, 0.5]).run(n_train_batches=2, n_epochs=2, patience=100)
     assert result.best_iteration == 2

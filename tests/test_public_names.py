@@ -17,7 +17,7 @@ SIGNATURES = {
     "sgd_optimization_mnist": (
         logistic_sgd,
         "(learning_rate=0.13, n_epochs=1000, dataset='mnist.pkl.gz', batch_size=600, "
-        "*, save='best_model.npz', checkpoint=None, resume=False, log=None, progress=False)",
+        "*, save='best_model.npz', checkpoint=None, resume=False, log=None, progress=False, channel=None)",
     ),
     "predict": (logistic_sgd, "(*, model='best_model.npz', dataset='mnist.pkl.gz')"),
     "HiddenLayer": (mlp, f"(rng, input, n_in, n_out, W=None, b=None, activation={pt.tanh!r})"),
@@ -26,7 +26,7 @@ SIGNATURES = {
         mlp,
         "(learning_rate=0.01, L1_reg=0.0, L2_reg=0.0001, n_epochs=1000, dataset='mnist.pkl.gz', "
         "batch_size=20, n_hidden=500, "
-        "*, seed=1234, save=None, checkpoint=None, resume=False, log=None, progress=False)",
+        "*, seed=1234, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)",
     ),
     "LeNetConvPoolLayer": (
         convolutional_mlp,
@@ -37,7 +37,7 @@ SIGNATURES = {
         convolutional_mlp,
         "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(20, 50), batch_size=500, "
         "*, pooling='max', pool_sizes=(2, 2), pool_strides=(2, 2), activation='tanh', normalisation=None, "
-        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
+        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)",
     ),
     "experiment": (convolutional_mlp, "(state, channel)"),
     "train_lenet5": (
@@ -45,7 +45,7 @@ SIGNATURES = {
         "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(6, 16, 120), batch_size=50, "
         "*, n_hidden=84, filter_sizes=(5, 5, 5), pool_sizes=(2, 2), pool_strides=(2, 2), pooling='max', "
         "activation='tanh', connection='full', "
-        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False)",
+        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)",
     ),
 }
 
@@ -90,7 +90,8 @@ import sys
 class Note:
     asked = set()
     def find_spec(self, name, path=None, target=None):
-        if name in ("jax", "torch", "matplotlib", "PIL", "deeplearning_tutorial.nnet.dispatch.numba"):
+        extras = "jax", "torch", "matplotlib", "PIL", "optuna", "sqlalchemy"
+        if name in (*extras, "deeplearning_tutorial.nnet.dispatch.numba"):
             self.asked.add(name)
 sys.meta_path.insert(0, Note())
 {code}

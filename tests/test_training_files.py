@@ -76,7 +76,7 @@ def test_the_best_model_the_log_and_the_state_are_written(killed, parameters):
             "nkerns": [2, 3],
             "seed": 7,
             "floatX": "float32",
-            "mode": training_files._mode(),
+            "mode": training_files.back_end(),
         },
     }
     load_parameters("m.npz", parameters)
@@ -146,7 +146,7 @@ def test_another_precision_or_back_end_is_another_run(killed):
 
 def test_pytensors_default_back_end_is_numba_by_another_name(killed):
     with pytensor.config.change_flags(mode="Mode"):
-        assert training_files._mode() == "NUMBA"
+        assert training_files.back_end() == "NUMBA"
 
 
 @pytest.mark.parametrize("changes", [{"n_epochs": 2}, {"n_epochs": 50}, {"nkerns": [np.int64(2), 3]}])

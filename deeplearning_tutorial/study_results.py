@@ -1,0 +1,176 @@
+"""What a study found: a table, a CSV file, and Optuna's plots."""
+
+import csv
+import io
+import math
+import shlex
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.search_space import as_text
+from deeplearning_tutorial.study_storage import require_optuna
+from deeplearning_tutorial.study_worker import counting
+
+_ERRORS = ("validation_error", "test_error")
+_COUNTS = ("iteration", "epochs")
+# Entries of a legend, which pushes the plot aside where it has one for each of many trials.
+_MOST_LEGENDS = 12
+_VALUE = {"target_name": "validation error"}
+# Optuna's plots, how many trials trained to the end each needs, and what it is told.
+_PLOTS = (
+    ("optimization_history", 1, _VALUE),
+    ("intermediate_values", 1, {}),
+    ("slice", 1, _VALUE),
+    ("parallel_coordinate", 2, _VALUE),
+    ("param_importances", 2, _VALUE),
+    ("timeline", 1, {}),
+)
+
+
+def rows_of(study):
+    """List a study's trials, best first; those that were not trained to the end come after all that were.
+
+    Parameters
+    ----------
+    study : optuna.Study
+
+    Returns
+    -------
+    list of dict
+        ``trial``, ``state``, ``validation_error`` and ``test_error`` as fractions, ``iteration`` and
+        ``epochs``, ``seconds``, then a key for each parameter that is searched; in the end ``worker`` and
+        ``reason``. None where a trial has none.
+    """
+    trials = counting(study)
+    searched = sorted({name for trial in trials for name in trial.params})
+    rows = []
+    for trial in trials:
+        attributes = trial.user_attrs
+        row = {"trial": trial.number, "state": trial.state.name.lower()}
+        row |= {name: attributes.get(name) for name in (*_ERRORS, *_COUNTS)}
+        row["seconds"] = None if trial.duration is None else round(trial.duration.total_seconds(), 3)
+        row |= {name: trial.params.get(name) for name in searched}
+        row |= {name: attributes.get(name) for name in ("worker", "reason")}
+        rows.append(row)
+    return sorted(rows, key=_rank)
+
+
+def table(rows):
+    """Lay out the trials that `rows_of` lists, errors in percent, without workers.
+
+    Returns
+    -------
+    str
+    """
+    if not rows:
+        return "There are no trials yet"
+    names = [name for name in rows[0] if name not in ("worker", "reason")]
+    titles = [name.replace("_error", " %") for name in names]
+    lines = [titles, *([_shown(name, row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    laid_out = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+    notes = ["", *(f"  {row['reason']}" if row["reason"] else "" for row in rows)]
+    return "\n".join(line + note for line, note in zip(laid_out, notes, strict=True))
+
+
+def write_csv(path, rows):
+    """Write the trials that `rows_of` lists to ``path``, a Path; errors are fractions."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def command_of(script, arguments):
+    """Return the command that trains a script with ``arguments``, a dict."""
+    words = ["python", "-m", script]
+    for name, value in arguments.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        else:
+            words += [flag, *(as_text(value).split() if isinstance(value, (tuple, list)) else [str(value)])]
+    return shlex.join(words)
+
+
+def write_plots(folder, study):
+    """Draw what Optuna can draw of a study.
+
+    Parameters
+    ----------
+    folder : path
+        Created if there is none. A plot that too few trials allow is left out.
+    study : optuna.Study
+
+    Returns
+    -------
+    list of pathlib.Path
+        The ``.png`` files.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    optuna = require_optuna()
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("the plots need matplotlib; install it with pip install matplotlib") from error
+    # Before Optuna imports pyplot, which looks for a display.
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = _without_the_withdrawn(optuna, study)
+    n_complete = sum(trial.state.name == "COMPLETE" for trial in drawn.trials)
+    written = []
+    for name, needed, options in _PLOTS:
+        if n_complete < needed:
+            continue
+        with warnings.catch_warnings():
+            # That the plots are experimental, as Optuna has called them for years, and that few trials may
+            # leave an axis without length.
+            warnings.simplefilter("ignore")
+            axes = getattr(optuna.visualization.matplotlib, f"plot_{name}")(drawn, **options)
+        # One, or an array of as many as there are parameters.
+        panels = np.ravel(axes)
+        figure = panels[0].figure
+        figure.set_size_inches(max(9, 4 * len(panels)), 6)
+        legend = panels[0].get_legend()
+        if legend is not None and len(legend.get_texts()) > _MOST_LEGENDS:
+            legend.remove()
+        path = folder / f"{name}.png"
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
+        write_atomically(path, picture.getvalue())
+        pyplot.close(figure)
+        written.append(path)
+    return written
+
+
+def _without_the_withdrawn(optuna, study):
+    drawn = optuna.create_study()
+    drawn.add_trials(trial for trial in counting(study) if trial.state.is_finished())
+    return drawn
+
+
+def _rank(row):
+    error = row["validation_error"]
+    return row["state"] != "complete", math.inf if error is None else error, row["trial"]
+
+
+def _shown(name, value):
+    if value is None:
+        return "-"
+    if name in _ERRORS:
+        return f"{100 * value:.4f}"
+    if name == "seconds":
+        return f"{value:.1f}"
+    return f"{value:.6g}" if isinstance(value, float) else as_text(value)

@@ -1,0 +1,165 @@
+"""Where studies are kept: an SQLite file, another database, or a journal file."""
+
+import os
+import random
+import time
+from contextlib import contextmanager
+
+from deeplearning_tutorial.parameters import check_writable
+
+_JOURNAL = "journal:"
+# Seconds to wait for a database file that another process is writing.
+_SQLITE_TIMEOUT = 60
+# Seconds for all tables to be made.
+_CREATION_TIMEOUT = 30
+
+
+def require_optuna():
+    """Import Optuna; raise ImportError that says how to install it."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            'tuning needs Optuna; install it with pip install "deeplearning_tutorial[tune]", '
+            'or from a clone pip install -e ".[tune]"'
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+@contextmanager
+def open_storage(url, create=True):
+    """Open where studies are kept, and close it in the end.
+
+    Parameters
+    ----------
+    url : str
+        ``journal:PATH`` for a journal file, else a database as SQLAlchemy names it, such as
+        ``sqlite:///PATH`` or ``postgresql+psycopg://USER@HOST/DATABASE``.
+    create : bool
+        Whether a file that is missing is made.
+
+    Yields
+    ------
+    optuna.storages.BaseStorage
+
+    Raises
+    ------
+    ValueError
+        If the URL cannot be read.
+    OSError
+        If a file is missing, or cannot be written, or there is no database.
+    ImportError
+        If the database's driver is not installed.
+    """
+    optuna = require_optuna()
+    if url.startswith(_JOURNAL):
+        path = url.removeprefix(_JOURNAL).removeprefix("//")
+        _check_file(path, create)
+        yield optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+        return
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise ValueError(
+            f"storage={url!r} is no URL; use e.g. sqlite:///study.db or journal:study.log"
+        ) from None
+    is_sqlite = address.get_backend_name() == "sqlite"
+    if is_sqlite:
+        _check_file(address.database or "", create)
+        options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+    else:
+        # A trial may outlast what a server grants a silent connection.
+        options = {"pool_pre_ping": True}
+    storage = None
+    give_up = time.monotonic() + _CREATION_TIMEOUT
+    while storage is None:
+        try:
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = str(error.__cause__ or error).strip()
+            is_there = "already exists" in cause or isinstance(error, sqlalchemy.exc.IntegrityError)
+            if is_there and time.monotonic() < give_up:
+                # Several workers begin a study at the same moment, and another one makes the tables.
+                time.sleep(random.uniform(0.1, 0.5))
+                continue
+            opened = f"storage={address.render_as_string()} cannot be opened"
+            raise OSError(f"{opened}: {cause.splitlines()[0]}") from error
+    try:
+        if is_sqlite:
+            _lock_whole_transactions(storage.engine)
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def open_study(storage, name, settings=None):
+    """Find a study, or make it.
+
+    Parameters
+    ----------
+    storage : optuna.storages.BaseStorage
+    name : str
+    settings : dict of str to dict, optional
+        What makes results comparable; JSON can hold it. A study keeps what it was made with. Without
+        ``settings`` it must exist.
+
+    Returns
+    -------
+    optuna.Study
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it was made with other settings.
+    """
+    optuna = require_optuna()
+    if settings is None:
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            there = ", ".join(names) or "none"
+            raise ValueError(f"study={name!r} is not in this storage; there: {there}")
+        return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    if not study.user_attrs:
+        study.set_user_attr("settings", settings)
+    there = study.user_attrs.get("settings", {})
+    differences = [
+        f"{kind} {key} is {there.get(kind, {}).get(key)!r} there and {settings.get(kind, {}).get(key)!r} here"
+        for kind in {**settings, **there}
+        for key in {**settings.get(kind, {}), **there.get(kind, {})}
+        if there.get(kind, {}).get(key) != settings.get(kind, {}).get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"study={name!r} goes on with what it began with: {'; '.join(differences)}. "
+            "Give the same, or another study to start anew"
+        )
+    return study
+
+
+def _check_file(path, create):
+    if not path or path == ":memory:":
+        raise ValueError("storage has no file; use e.g. sqlite:///study.db or journal:study.log")
+    if not create and not os.path.exists(path):
+        raise FileNotFoundError(f"storage: there is no file {path!r}; begin a study, or give its storage")
+    check_writable(path, "storage")
+
+
+def _lock_whole_transactions(engine):
+    """Have SQLite lock a database before a transaction reads, or two workers take the same trial."""
+    import sqlalchemy
+
+    def connect(connection, record):
+        connection.isolation_level = None
+
+    def begin(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    # Connections made so far do without.
+    engine.dispose()
+    sqlalchemy.event.listen(engine, "connect", connect)
+    sqlalchemy.event.listen(engine, "begin", begin)

@@ -1,0 +1,272 @@
+"""Tune a script's parameters with Optuna: many trials, of which the unpromising end early.
+
+    python -m deeplearning_tutorial.tune mlp --n-epochs 9 --search learning_rate=log:0.001:0.1 n_hidden=90,500
+    python -m deeplearning_tutorial.tune lenet5 --space lenet5.toml --n-trials 40 --workers 2
+    python -m deeplearning_tutorial.tune lenet5 --show --csv trials.csv --plots plots
+    python -m deeplearning_tutorial.tune lenet5 --help
+
+First the script, then what is searched and what is fixed: each flag of the script but its files'. A domain is
+LOW:HIGH, log:LOW:HIGH, LOW:HIGH:STEP or a list A,B,C; tuples are written with spaces in quotes, and
+filter_sizes.0 is a tuple's first element. The file holds the same as TOML:
+
+    learning_rate = {low = 0.01, high = 0.5, log = true}
+    nkerns = {choices = [[6, 16, 120], [8, 24, 120]]}
+
+A trial's value is its best validation error; the test error is noted and chooses nothing. The study is kept
+in an SQLite file, or wherever --storage says. Stop it with Ctrl-C at any time: the same command goes on.
+Given on other machines, too, it has them join in, where the storage is one that all of them reach.
+"""
+
+import argparse
+import importlib
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numba
+import pytensor
+
+from deeplearning_tutorial import command_line
+from deeplearning_tutorial.checkpoint import data_fingerprint
+from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
+from deeplearning_tutorial.logistic_sgd import load_data
+from deeplearning_tutorial.parameters import check_writable
+from deeplearning_tutorial.search_space import merge, parse_searches, read_space
+from deeplearning_tutorial.study_results import command_of, rows_of, table, write_csv, write_plots
+from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
+from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
+from deeplearning_tutorial.training_files import back_end
+
+_INTERRUPTED = 130
+_THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Files of one run have no place in a study of many.
+_WITHOUT = command_line.FILES - {"dataset"}
+
+
+def main(argv=None):
+    """Run or show the study that the command line describes; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        optuna = require_optuna()
+        try:
+            return _run(argv)
+        except optuna.exceptions.OptunaError as error:
+            raise OSError(f"the storage failed: {error.__cause__ or error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(argv):
+    if not argv or argv[0].startswith("-"):
+        parser = _parser()
+        parser.parse_args(argv)
+        parser.error("the script comes first")
+    module, experiment = _load(argv[0])
+    parser = _parser()
+    command_line.add_parameters(parser.add_argument_group(f"of {argv[0]}"), experiment.function, _WITHOUT)
+    command_line.add_configuration(parser)
+    arguments = vars(parser.parse_args(argv))
+    own = vars(_parser().parse_args(argv[:1]))
+    options = argparse.Namespace(**{name: arguments.pop(name) for name in own})
+    _check(options)
+    study_name = options.study or argv[0].rpartition(".")[2]
+    storage = options.storage or f"sqlite:///{study_name}.db"
+    if options.show:
+        with open_storage(storage, create=False) as opened:
+            return _report(options, module, open_study(opened, study_name))
+
+    threads_given = "threads" in arguments
+    command_line.configure(arguments)
+    defaults = _defaults(experiment.function)
+    space = merge(
+        {} if options.space is None else read_space(options.space, defaults),
+        parse_searches(options.search, defaults),
+    )
+    if not space:
+        raise ValueError("nothing is searched; use e.g. --search learning_rate=log:0.01:0.5")
+    fixed = _fixed(experiment.function, arguments, space)
+    settings = {
+        "script": {"name": module},
+        "search": {name: str(domain) for name, domain in space.items()},
+        "fixed": _comparable(defaults | fixed, space),
+    }
+    with open_storage(storage) as opened:
+        study = open_study(opened, study_name, settings)
+        worker = Worker(
+            study,
+            experiment,
+            space,
+            fixed,
+            options.n_trials,
+            silence=options.silence,
+            seed=None if options.sampler_seed is None else (options.sampler_seed, options.worker or 0),
+        )
+        study.pruner = make_pruner(options.pruner, (defaults | fixed).get("n_epochs"))
+        if options.worker is not None:
+            worker.run()
+            return 0
+        done = sum(trial.state.is_finished() for trial in counting(study))
+        print(f"study {study_name}: {done} of {options.n_trials} trials done", file=sys.stderr, flush=True)
+        if options.workers == 1:
+            worker.run()
+        else:
+            _run_workers(argv, options.workers, threads_given)
+        return _report(options, module, study)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m deeplearning_tutorial.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("script", help="a script of this package, or a module of your own that has such an experiment")
+    add("--search", nargs="+", action="extend", default=[], metavar="NAME=DOMAIN", help="what is searched")
+    add("--space", metavar="TOML", help="file with what is searched")
+    add("--n-trials", type=int, default=20, help="of the whole study (default: %(default)s)")
+    add("--workers", type=int, default=1, help="processes, which share the threads (default: %(default)s)")
+    add("--study", metavar="NAME", help="the study's name (default: the script's)")
+    add(
+        "--storage",
+        metavar="URL",
+        help="where it is kept, e.g. journal:study.log or postgresql+psycopg://user@host/database "
+        "(default: sqlite:///STUDY.db)",
+    )
+    add("--pruner", choices=PRUNERS, default="median", help="ends trials early (default: %(default)s)")
+    add("--sampler-seed", type=int, metavar="SEED", help="of the choice of trials (default: a new one)")
+    add(
+        "--silence",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="without a sign of life, after which a worker is taken for dead and its trial is tried again "
+        "(default: %(default)g)",
+    )
+    add("--show", action="store_true", help="only show the trials so far")
+    add("--csv", metavar="PATH", help="write the trials to a CSV file; errors are fractions")
+    add("--plots", metavar="FOLDER", help="draw Optuna's plots there")
+    add("--worker", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _check(options):
+    check_positive_int("n_trials", options.n_trials, 20)
+    check_positive_int("workers", options.workers, 2)
+    check_rate("silence", options.silence, 60)
+    if options.sampler_seed is not None:
+        check_seed("sampler_seed", options.sampler_seed, 1)
+    if options.csv is not None:
+        check_writable(options.csv, "csv")
+
+
+def _load(script):
+    """Return a script's module name and its experiment."""
+    for name in (f"deeplearning_tutorial.{script}", script):
+        try:
+            experiment = importlib.import_module(name).experiment
+        except ModuleNotFoundError as error:
+            # Not where it is something that the script imports.
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+        except AttributeError:
+            break
+        else:
+            if hasattr(experiment, "function"):
+                return name, experiment
+            break
+    raise ValueError(
+        f"{script!r} has no experiment; use e.g. convolutional_mlp, or a module with "
+        "experiment = experiments.experiment_of(its training function)"
+    )
+
+
+def _defaults(function):
+    """List what can be searched, with its defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    unsearched = command_line.FILES | command_line.UNSET
+    return {each.name: each.default for each in parameters if each.name not in unsearched}
+
+
+def _fixed(function, given, space):
+    """Return the arguments of every trial: what was given, the data, no files, tuples searched in part."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
+    for name in space:
+        parameter, dot, _ = name.partition(".")
+        if not dot and name in given:
+            raise ValueError(f"{name} is searched and given; leave out one of them")
+        if dot:
+            given.setdefault(parameter, defaults[parameter])
+    if "dataset" in defaults and "dataset" not in given:
+        given["dataset"] = str(command_line.mnist_or_sample())
+    return given | {name: None for name in ("save", "checkpoint", "log") if name in defaults}
+
+
+def _comparable(arguments, space):
+    """Describe what all trials share: data by content, for a path may differ from machine to machine."""
+    left_out = command_line.FILES | space.keys()
+    described = {name: value for name, value in arguments.items() if name not in left_out}
+    if "dataset" in arguments:
+        with redirect_stdout(io.StringIO()):
+            described["data"] = data_fingerprint(load_data(arguments["dataset"]))
+    described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
+    return json.loads(json.dumps(described))
+
+
+def _run_workers(argv, n_workers, threads_given):
+    """Run this command in processes of their own, which have the threads divided among them."""
+    threads = max(1, numba.config.NUMBA_NUM_THREADS // n_workers)
+    shares = {} if threads_given else {name: str(threads) for name in _THREADS}
+    # Ctrl-C comes to this process alone, which passes it on.
+    options = {"process_group": 0} if os.name == "posix" else {}
+    processes, interrupted = [], False
+
+    def interrupt(signum, frame):
+        nonlocal interrupted
+        interrupted = True
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+
+    with on_interrupt(interrupt):
+        for number in range(n_workers):
+            if not interrupted:
+                command = [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)]
+                processes.append(subprocess.Popen(command, env=os.environ | shares, **options))
+        for number, process in enumerate(processes):
+            if process.wait() and not interrupted:
+                print(f"worker {number} ended with status {process.returncode}", file=sys.stderr)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _report(options, module, study):
+    rows = rows_of(study)
+    print(table(rows))
+    if rows and rows[0]["state"] == "complete":
+        best = study.trials[rows[0]["trial"]]
+        print(f"\nThe best again:\n  {command_of(module, best.user_attrs['arguments'])}")
+    if options.csv is not None:
+        write_csv(Path(options.csv), rows)
+    if options.plots is not None:
+        for path in write_plots(options.plots, study):
+            print(path, file=sys.stderr)
+    n_finished = sum(row["state"] not in ("running", "waiting") for row in rows)
+    return 0 if options.show or n_finished >= options.n_trials else 1
+
+
+if __name__ == "__main__":
+    # How a scheduler ends a job.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,125 @@
+import pytest
+
+from deeplearning_tutorial.search_space import (
+    Choices,
+    Range,
+    as_text,
+    merge,
+    parse_searches,
+    read_space,
+    suggest,
+)
+
+DEFAULTS = {"rate": 0.1, "n_hidden": 84, "sizes": (5, 5, 5), "kind": "tanh", "quiet": False}
+SPACES = [
+    ("rate=0.01:0.5", "rate = {low = 0.01, high = 0.5}", "rate", Range(0.01, 0.5)),
+    ("rate=log:0.01:1", "rate = {low = 0.01, high = 1, log = true}", "rate", Range(0.01, 1.0, log=True)),
+    ("n-hidden=4:9:2", "n_hidden = {low = 4, high = 9, step = 2}", "n_hidden", Range(4, 9, step=2)),
+    ("rate=1, 0.5", "rate = {choices = [1, 0.5]}", "rate", Choices((1.0, 0.5))),
+    ("kind=tanh,relu", 'kind = {choices = ["tanh", "relu"]}', "kind", Choices(("tanh", "relu"))),
+    ("quiet=true,False", "quiet = {choices = [true, false]}", "quiet", Choices((True, False))),
+    ("sizes.1=3,5", "sizes.1 = {choices = [3, 5]}", "sizes.1", Choices((3, 5))),
+    ("sizes.2=3:7", "[sizes.2]\nlow = 3\nhigh = 7", "sizes.2", Range(3, 7)),
+    (
+        "sizes=5 3 6, 7 5 4",
+        "sizes = {choices = [[5, 3, 6], [7, 5, 4]]}",
+        "sizes",
+        Choices(((5, 3, 6), (7, 5, 4))),
+    ),
+]
+
+
+@pytest.mark.parametrize("text, toml, name, domain", SPACES)
+def test_the_command_line_and_a_file_say_the_same(tmp_path, text, toml, name, domain):
+    (tmp_path / "space.toml").write_text(toml)
+    for space in (parse_searches([text], DEFAULTS), read_space(tmp_path / "space.toml", DEFAULTS)):
+        assert space == {name: domain}
+        values = domain.values if isinstance(domain, Choices) else [domain.low, domain.high]
+        expected = type(DEFAULTS[name]) if "." not in name else int
+        assert {type(value) for value in values} == {expected}
+        # What a study remembers reads back as the same.
+        assert parse_searches([f"{name}={domain}"], DEFAULTS) == space
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("speed=1,2", "'speed' is no parameter that can be searched; use rate, n_hidden, sizes, kind, quiet"),
+        ("rate", "'rate' has no values"),
+        ("rate=", "'rate=' has no values"),
+        ("rate=a,1", "'a' is no float such as rate=0.1"),
+        ("rate=nan,1", "nan is no float"),
+        ("n_hidden=1.5:3", "'1.5' is no int such as n_hidden=84"),
+        ("n_hidden=3:3", "from 3 to 3"),
+        ("n_hidden=1:2:3:4", "a range is LOW:HIGH"),
+        ("n_hidden=1:9:0", "a step of 0"),
+        ("rate=log:0:1", "begins above 0, not with 0.0"),
+        ("rate=log:1:2:0.1", "a step of 0.1 is not possible"),
+        ("sizes=5 5", "'5 5' has not 3 elements such as sizes=5 5 5"),
+        ("sizes.3=1,2", "sizes has 3 elements; use sizes.0 to sizes.2"),
+        ("rate.0=1,2", "rate has 0 elements; leave out the dot"),
+        ("kind=a,a", "a choice is there twice"),
+        ("quiet=1:2", "'1:2' is no bool"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_with_what_is_wrong(text, message):
+    with pytest.raises(ValueError) as refused:
+        parse_searches([text], DEFAULTS)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "toml, message",
+    [
+        ("rate = 1", "rate: 1 is no table"),
+        ("rate = {low = 1}", "rate: has low; give low and high"),
+        ("rate = {}", "rate: has nothing"),
+        ("rate = {low = 1, high = 2, log = 1}", "rate: log is 1; use true or false"),
+        ("rate = {low = 1, high = 2, steps = 1}", "rate: has low, high, steps"),
+        ("rate = {choices = []}", "rate: there are no choices"),
+        ("n_hidden = {choices = [true]}", "n_hidden: True is no int"),
+        ('kind = {low = "a", high = "b"}', "kind: only numbers have a range"),
+        ("sizes = {choices = [[5, 5]]}", "sizes: [5, 5] has not 3 elements"),
+        ("rate = ", "is no TOML file"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_with_what_is_wrong(tmp_path, toml, message):
+    (tmp_path / "space.toml").write_text(toml)
+    with pytest.raises(ValueError) as refused:
+        read_space(tmp_path / "space.toml", DEFAULTS)
+    assert message in str(refused.value) and "space.toml" in str(refused.value)
+
+
+def test_a_parameter_is_searched_once():
+    with pytest.raises(ValueError, match="names rate twice"):
+        parse_searches(["rate=1,2", "rate=3,4"], DEFAULTS)
+    with pytest.raises(ValueError, match="rate is searched twice"):
+        merge({"rate": Range(1.0, 2.0)}, {"rate": Range(1.0, 3.0)})
+    with pytest.raises(ValueError, match="sizes and sizes.0 are both searched"):
+        merge({"sizes": Choices(((1, 2, 3),))}, {"sizes.0": Choices((1, 2))})
+
+
+class First:
+    """A trial that chooses the first."""
+
+    def suggest_int(self, name, low, high, *, step, log):
+        return low
+
+    def suggest_float(self, name, low, high, *, step, log):
+        return low
+
+    def suggest_categorical(self, name, choices):
+        return choices[0]
+
+
+def test_what_is_chosen_takes_its_place_among_the_arguments():
+    space = parse_searches(["rate=0.5:1", "sizes.0=7,9", "sizes.2=3:4", "n_hidden=9:10"], DEFAULTS)
+    given = {"sizes": (1, 2, 3), "kind": "relu"}
+    assert suggest(space, First(), given) == {"sizes": (7, 2, 3), "kind": "relu", "rate": 0.5, "n_hidden": 9}
+    assert given == {"sizes": (1, 2, 3), "kind": "relu"}
+    space = parse_searches(["sizes=7 8 9,1 2 3"], DEFAULTS)
+    assert suggest(space, First(), {}) == {"sizes": (7, 8, 9)}
+
+
+def test_values_are_written_as_flags_take_them():
+    assert [as_text(value) for value in (1.5, (5, 7), True, "relu")] == ["1.5", "5 7", "true", "relu"]

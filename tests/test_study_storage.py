@@ -1,0 +1,118 @@
+import threading
+
+import pytest
+
+from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
+
+optuna = pytest.importorskip("optuna")
+SETTINGS = {"search": {"rate": "0.1:0.5"}, "fixed": {"n_epochs": 3}}
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:{}/study.log", "journal://{}/study.log"])
+def test_a_study_is_found_again_with_its_trials(tmp_path, url):
+    url = url.format(tmp_path)
+    with open_storage(url) as storage:
+        study = open_study(storage, "lenet", SETTINGS)
+        study.tell(study.ask(), 0.5)
+    with open_storage(url, create=False) as storage:
+        assert open_study(storage, "lenet").best_value == 0.5
+        assert open_study(storage, "lenet", SETTINGS).best_value == 0.5
+    assert [path.suffix for path in tmp_path.iterdir()] in ([".db"], [".log"])
+
+
+def test_other_settings_are_refused_with_what_differs(tmp_path):
+    other = {"search": {"rate": "0.1:0.9"}, "fixed": {"n_epochs": 3, "seed": 1}}
+    with open_storage(f"sqlite:///{tmp_path}/study.db") as storage:
+        open_study(storage, "lenet", SETTINGS)
+        with pytest.raises(ValueError) as refused:
+            open_study(storage, "lenet", other)
+        differences = "search rate is '0.1:0.5' there and '0.1:0.9' here; fixed seed is None there and 1 here"
+        assert differences in str(refused.value)
+        assert open_study(storage, "another", other).trials == []
+
+
+def test_a_study_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    with open_storage(f"journal:{tmp_path}/study.log") as storage:
+        with pytest.raises(ValueError, match="study='lenet' is not in this storage; there: none"):
+            open_study(storage, "lenet")
+        open_study(storage, "mlp", SETTINGS)
+        with pytest.raises(ValueError, match="there: mlp"):
+            open_study(storage, "lenet")
+
+
+@pytest.mark.parametrize(
+    "url, kind, message",
+    [
+        ("study.db", ValueError, "storage='study.db' is no URL; use e.g. sqlite:///study.db"),
+        ("sqlite://", ValueError, "storage has no file"),
+        ("journal:", ValueError, "storage has no file"),
+        ("sqlite:///nowhere/study.db", OSError, "there is no folder 'nowhere'"),
+        ("journal:nowhere/study.log", OSError, "there is no folder 'nowhere'"),
+        ("nosuch://user@127.0.0.1/x", OSError, "cannot be opened: Can't load plugin"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_refused(tmp_path, monkeypatch, url, kind, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind) as refused, open_storage(url):
+        pass
+    assert message in str(refused.value)
+
+
+def test_a_password_is_in_no_message():
+    pytest.importorskip("psycopg")
+    # Nothing listens on port 1.
+    with pytest.raises(OSError) as refused, open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/x"):
+        pass
+    assert "me:***@127.0.0.1:1/x cannot be opened" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///study.db", "journal:study.log"])
+def test_showing_makes_no_file(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file 'study"), open_storage(url, create=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_begin_a_study_at_the_same_moment_all_have_it(tmp_path):
+    begun = []
+
+    def begin():
+        with open_storage(f"sqlite:///{tmp_path}/study.db") as storage:
+            begun.append(open_study(storage, "lenet", SETTINGS).study_name)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert begun == ["lenet"] * 4
+
+
+def test_a_trial_that_waits_in_sqlite_is_taken_by_one_of_many_alone(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    taken = []
+    with open_storage(url) as storage:
+        study = open_study(storage, "lenet", SETTINGS)
+        for n in range(20):
+            study.enqueue_trial({"rate": n / 100})
+
+        def take():
+            # Each with connections of its own, as processes have them.
+            with open_storage(url) as storage:
+                study = open_study(storage, "lenet", SETTINGS)
+                taken.extend(study.ask().number for _ in range(5))
+
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(taken) == list(range(20))
+
+
+def test_without_optuna_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ImportError, match=r'pip install "deeplearning_tutorial\[tune\]"'):
+        require_optuna()

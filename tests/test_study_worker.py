@@ -1,0 +1,223 @@
+import signal
+from types import SimpleNamespace
+
+import pytest
+import scripted
+
+from deeplearning_tutorial import study_worker
+from deeplearning_tutorial.results import TrainingInterrupted, TrainingResult
+from deeplearning_tutorial.search_space import Choices, Range
+from deeplearning_tutorial.study_worker import MAX_RETRIES, Worker, counting, make_pruner
+
+optuna = pytest.importorskip("optuna")
+RATE = {"rate": Range(0.1, 0.9)}
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(pruner=optuna.pruners.NopPruner())
+
+
+def work(study, space=RATE, arguments=None, n_trials=4, experiment=scripted.experiment, **options):
+    Worker(study, experiment, space, arguments or {}, n_trials, **options).run()
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def test_a_trials_value_is_its_best_validation_error_and_the_rest_is_noted(study, capsys):
+    work(study, {"rate": Choices((0.75,)), "sizes.1": Choices((9,))}, {"sizes": (5, 7), "save": None}, 1)
+    [trial] = study.trials
+    assert trial.value == 0.75 - 0.03
+    assert trial.intermediate_values == {1: 0.74, 2: 0.73, 3: 0.72}
+    noted = {name: trial.user_attrs[name] for name in ("test_error", "iteration", "epochs", "arguments")}
+    arguments = {"sizes": (5, 9), "rate": 0.75}
+    assert noted == {"test_error": 0.725, "iteration": 30, "epochs": 3, "arguments": arguments}
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("[1/1] trial 0, validation error 72.000000 %, rate=0.75, sizes.1=9, ")
+
+
+def test_the_number_of_trials_is_the_studys_and_a_larger_one_goes_on(study):
+    work(study, n_trials=3)
+    work(study, n_trials=3)
+    assert states(study) == ["COMPLETE"] * 3
+    work(study, n_trials=5)
+    assert states(study) == ["COMPLETE"] * 5
+
+
+def test_an_unpromising_trial_ends_before_its_time():
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.5))
+    space = {"n_epochs": Range(3, 4)}
+    work(study, space, {"rate": 0.9}, n_trials=1)
+    work(study, space, {"rate": 0.4}, n_trials=2)
+    bad, good = study.trials
+    assert (bad.state.name, bad.user_attrs["epochs"]) == ("PRUNED", 1)
+    assert bad.user_attrs["reason"] == "unpromising"
+    assert (good.state.name, good.user_attrs["epochs"]) == ("COMPLETE", good.params["n_epochs"])
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("unfit", "sizes=(5, 7) do not fit"),
+        ("diverged", "the cost is nan at iteration 1"),
+        ("silent", "ended before the first validation"),
+    ],
+)
+def test_arguments_that_are_no_good_end_their_trial_alone(study, kind, reason):
+    work(study, arguments={"kind": kind}, n_trials=1)
+    work(study, n_trials=2)
+    assert states(study) == ["PRUNED", "COMPLETE"]
+    assert study.trials[0].user_attrs["reason"] == reason
+    assert study.trials[0].value is None
+
+
+def test_a_trial_that_ctrl_c_interrupts_is_put_back_and_counts_once(study, ctrl_c):
+    with pytest.raises(KeyboardInterrupt):
+        work(study, arguments={"signalled": signal.SIGINT}, n_trials=2)
+    assert states(study) == ["FAIL", "WAITING"]
+    work(study, n_trials=2)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[1].params == study.trials[0].params
+    assert [trial.number for trial in counting(study)] == [1, 2]
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["told", "not told"])
+def test_a_ctrl_c_that_was_swallowed_stops_at_the_next_validation_or_trial(study, ctrl_c, tells):
+    def experiment(state, channel):
+        try:
+            ctrl_c()
+        except KeyboardInterrupt:
+            # As Python does in a callback from a compiler.
+            pass
+        return scripted.experiment(state, channel if tells else None)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(study, experiment=experiment)
+    assert states(study) == (["FAIL", "WAITING"] if tells else ["COMPLETE"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_training_that_says_it_was_interrupted_is_put_back_too(study):
+    def experiment(state, channel):
+        raise TrainingInterrupted("Interrupted", TrainingResult())
+
+    with pytest.raises(TrainingInterrupted):
+        work(study, experiment=experiment)
+    assert states(study) == ["FAIL", "WAITING"]
+
+
+def test_a_script_that_is_broken_ends_the_worker_and_its_trial_is_given_up_after_some_tries(study):
+    space = {"kind": Choices(("broken",)), "rate": Range(0.1, 0.9)}
+    for n in range(MAX_RETRIES + 1):
+        assert len(study.trials) == (n + 1 if n else 0)
+        with pytest.raises(TypeError, match="the script is broken"):
+            work(study, space, n_trials=1)
+    assert states(study) == ["FAIL"] * (MAX_RETRIES + 1)
+    assert len({trial.params["rate"] for trial in study.trials}) == 1
+    work(study, space, n_trials=1)
+    [given_up] = counting(study)
+    assert given_up.user_attrs["reason"] == "TypeError: the script is broken"
+
+
+def test_a_trial_whose_worker_fell_silent_is_tried_again_with_its_parameters(study, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(study_worker, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    study.ask().suggest_float("rate", 0.1, 0.9)
+    work(study, n_trials=3, silence=60)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert study.trials[3].params == study.trials[0].params
+    assert study.trials[3].user_attrs["retry_of"] == 0
+    # It waited, but not much longer.
+    assert 60 < clock.now < 65
+
+
+def test_a_trial_that_gives_signs_is_left_alone(study, monkeypatch):
+    other = study.ask()
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+        other.set_user_attr("sign", clock.now // 30)
+        if clock.now > 500:
+            study.tell(other, 0.25)
+
+    monkeypatch.setattr(study_worker, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    work(study, n_trials=1, silence=60)
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_trial_runs_under_signs_of_life(study):
+    def experiment(state, channel):
+        [running] = study.trials
+        before = running.user_attrs.get("sign", -1)
+        while study.trials[0].user_attrs.get("sign", -1) < before + 2:
+            pass
+        return scripted.experiment(state, channel)
+
+    work(study, n_trials=1, experiment=experiment, silence=0.1)
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_worker_whose_trial_was_taken_for_dead_leaves_it_and_goes_on(study, capsys):
+    def experiment(state, channel):
+        if len(study.trials) == 1:
+            study.tell(0, state=optuna.trial.TrialState.FAIL)
+        return scripted.experiment(state, channel)
+
+    work(study, n_trials=1, experiment=experiment)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert "trial 0 was silent for too long" in capsys.readouterr().err
+
+
+def test_of_two_workers_that_take_the_last_trial_one_steps_back(study, monkeypatch):
+    ask = study.ask
+
+    def ask_after_another():
+        other = ask()
+        trial = ask()
+        study.tell(other, 0.5)
+        return trial
+
+    monkeypatch.setattr(study, "ask", ask_after_another)
+    work(study, n_trials=1)
+    assert states(study) == ["COMPLETE", "FAIL"]
+    assert study.trials[1].user_attrs["withdrawn"] == "surplus"
+    assert [trial.number for trial in counting(study)] == [0]
+
+
+def test_a_seed_gives_the_same_trials_also_where_the_study_was_stopped_between():
+    def rates(*parts, seed):
+        study = optuna.create_study()
+        for n_trials in parts:
+            work(study, n_trials=n_trials, seed=seed)
+        return [trial.params["rate"] for trial in study.trials]
+
+    whole = rates(13, seed=(1, 0))
+    assert rates(4, 13, seed=(1, 0)) == whole
+    assert len(set(whole)) == 13
+    assert rates(2, seed=(1, 1))[0] != whole[0] != rates(2, seed=(2, 0))[0]
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("median", optuna.pruners.MedianPruner),
+        ("hyperband", optuna.pruners.HyperbandPruner),
+        ("successive_halving", optuna.pruners.SuccessiveHalvingPruner),
+        ("none", optuna.pruners.NopPruner),
+    ],
+)
+def test_each_pruner_is_optunas_and_runs(name, kind):
+    study = optuna.create_study(pruner=make_pruner(name, 3))
+    assert type(study.pruner) is kind
+    work(study, n_trials=12, seed=(3,))
+    ended_early = [trial for trial in study.trials if trial.user_attrs["epochs"] < 3]
+    assert bool(ended_early) == (name != "none")
+    assert all(trial.state.name == "PRUNED" for trial in ended_early)

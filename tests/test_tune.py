@@ -1,0 +1,207 @@
+import csv
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from glob import glob
+from pathlib import Path
+
+import pytensor
+import pytest
+
+import deeplearning_tutorial
+from deeplearning_tutorial import command_line, datasets, tune
+from deeplearning_tutorial.study_storage import open_storage, open_study
+
+pytest.importorskip("optuna")
+DEMANDED = "DEEPLEARNING_TUTORIAL_POSTGRES"
+INITDB = next(
+    filter(None, [shutil.which("initdb"), *sorted(glob("/usr/lib/postgresql/*/bin/initdb"))[::-1]]), None
+)
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Work in a folder of its own, where worker processes find the script."""
+    monkeypatch.chdir(tmp_path)
+    path = [str(Path(deeplearning_tutorial.__file__).parents[1]), str(TESTS)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    # The command sets the precision for its process.
+    with pytensor.config.change_flags(floatX=pytensor.config.floatX):
+        yield
+
+
+@pytest.fixture
+def postgresql():
+    """The URL of a PostgreSQL server that this test alone uses, on a socket in a folder."""
+    if INITDB is None and DEMANDED not in os.environ:
+        pytest.skip("PostgreSQL is not installed")
+    assert INITDB is not None, f"{DEMANDED} is set, and PostgreSQL is not installed"
+    pytest.importorskip("psycopg")
+    # A path short enough for a socket, and a folder that another user can enter.
+    folder = tempfile.mkdtemp(dir="/tmp")
+    options = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
+    if os.getuid() == 0:
+        # PostgreSQL refuses to run as root.
+        nobody = pwd.getpwnam("nobody")
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    pg_ctl = [str(Path(INITDB).with_name("pg_ctl")), "-D", f"{folder}/data", "-w"]
+    try:
+        how = ["-A", "trust", "-U", "tuner", "-E", "UTF8", "--locale=C", "-N"]
+        subprocess.run([INITDB, "-D", f"{folder}/data", *how], **options)
+        server = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        subprocess.run([*pg_ctl, "-l", f"{folder}/log", "-o", server, "start"], **options)
+        try:
+            yield f"postgresql+psycopg://tuner@/postgres?host={folder}"
+        finally:
+            subprocess.run([*pg_ctl, "-m", "immediate", "stop"], **options)
+    finally:
+        shutil.rmtree(folder)
+
+
+def tune_scripted(*arguments):
+    return tune.main(["scripted", "--search", "rate=0.1:0.9", *map(str, arguments)])
+
+
+def check_two_workers_with_one_killed(url):
+    """Run a study with two workers, of which one dies in the midst of a trial, and count its trials."""
+    Path("kill").touch()
+    options = ("--storage", url, "--workers", 2, "--silence", 2, "--pruner", "none", "--folder", Path.cwd())
+    assert tune_scripted("--n-trials", 8, "--csv", "trials.csv", *options) == 0
+    assert not Path("kill").exists()
+    rows = list(csv.DictReader(Path("trials.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["complete"] * 8
+    runs = [line.split() for line in Path("runs").read_text().splitlines()]
+    assert len({process for process, _rate in runs}) == 2
+    # One run died and was tried again; every other trial ran once.
+    rates = [float(rate) for _process, rate in runs]
+    assert sorted(set(rates)) == sorted(float(row["rate"]) for row in rows)
+    assert len(rates) == 9
+    with open_storage(url, create=False) as storage:
+        trials = open_study(storage, "scripted").trials
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    [killed] = [trial for trial in failed if "withdrawn" not in trial.user_attrs]
+    [again] = [trial for trial in trials if trial.user_attrs.get("retry_of") == killed.number]
+    assert again.state.name == "COMPLETE" and again.params == killed.params
+
+
+@pytest.mark.parametrize("url", ["sqlite:///study.db", "journal:study.log"])
+def test_two_workers_run_each_trial_once_though_one_is_killed(url):
+    check_two_workers_with_one_killed(url)
+
+
+def test_two_workers_run_each_trial_once_on_postgresql_though_one_is_killed(postgresql):
+    check_two_workers_with_one_killed(postgresql)
+
+
+def test_ctrl_c_puts_the_trials_of_all_workers_back_and_the_same_command_goes_on():
+    command = ["scripted", "--search", "rate=0.1:0.9", "--n-trials", "4", "--pruner", "none", "--folder", "."]
+    # With the signal as a terminal has it, wherever the tests run.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "from deeplearning_tutorial import tune; sys.exit(tune.main())"
+    running = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", start, *command, "--workers", "2"],
+        env=os.environ | {"SCRIPTED_WAIT": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    give_up = time.monotonic() + 120
+    while not Path("runs").exists() or len(Path("runs").read_text().splitlines()) < 2:
+        assert running.poll() is None and time.monotonic() < give_up
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert err.endswith("Stopped; the same command goes on from here\n") and "Traceback" not in err
+    interrupted = {line.split()[1] for line in Path("runs").read_text().splitlines()}
+    assert len(interrupted) == 2
+
+    assert tune.main(command) == 0
+    runs = [line.split()[1] for line in Path("runs").read_text().splitlines()]
+    assert len(runs) == 6 and interrupted < set(runs[2:])
+
+
+def test_a_study_prints_its_trials_and_how_to_repeat_the_best(capsys):
+    assert tune_scripted("--n-trials", 3, "--sizes", 5, 9, "--sampler-seed", 1) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["trial", "state"] and len(lines) == 7
+    best = lines[1].split()[-1]
+    assert lines[5:] == ["The best again:", lines[6]]
+    assert lines[6].startswith("  python -m scripted --sizes 5 9 --rate 0.") and best[:6] in lines[6]
+    assert "study scripted: 0 of 3 trials done" in err and "[3/3] trial 2" in err
+    assert tune.main(["scripted", "--show"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_another_search_space_or_argument_is_refused(capsys):
+    assert tune_scripted("--n-trials", 1) == 0
+    assert tune.main(["scripted", "--search", "rate=0.2:0.9", "--sizes", "5", "9"]) == 1
+    err = capsys.readouterr().err
+    assert "search rate is '0.1:0.9' there and '0.2:0.9' here" in err
+    assert "fixed sizes is [5, 7] there and [5, 9] here" in err
+
+
+def test_a_space_may_come_from_a_file():
+    Path("space.toml").write_text('rate = {low = 0.1, high = 0.9}\nkind = {choices = ["plain", "unfit"]}')
+    arguments = ["--space", "space.toml", "--search", "sizes.0=3,5", "--n-trials", "6", "--csv", "trials.csv"]
+    assert tune.main(["scripted", *arguments, "--sampler-seed", "2"]) == 0
+    rows = list(csv.DictReader(Path("trials.csv").read_text().splitlines()))
+    assert {row["kind"] for row in rows} == {"plain", "unfit"}
+    assert {row["sizes.0"] for row in rows} == {"3", "5"}
+    assert {row["kind"] for row in rows if row["state"] == "complete"} == {"plain"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("scripted", "nothing is searched"),
+        ("scripted --search speed=1,2", "'speed' is no parameter"),
+        ("scripted --search save=a,b", "'save' is no parameter"),
+        ("scripted --search rate=1,2 --rate 3", "rate is searched and given"),
+        ("scripted --search rate=1,2 --n-trials 0", "n_trials=0 is not a positive integer"),
+        ("scripted --search rate=1,2 --workers 0", "workers=0"),
+        ("scripted --search rate=1,2 --silence 0", "silence=0.0"),
+        ("scripted --search rate=1,2 --sampler-seed -1", "sampler_seed=-1"),
+        ("scripted --search rate=1,2 --csv nowhere/t.csv", "there is no folder 'nowhere'"),
+        ("scripted --search rate=1,2 --space none.toml", "none.toml"),
+        ("scripted --show", "there is no file 'scripted.db'"),
+        ("nosuchscript --search rate=1,2", "'nosuchscript' has no experiment"),
+        ("checks --search rate=1,2", "'checks' has no experiment"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys, arguments, message):
+    assert tune.main(arguments.split()) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--show", "scripted"]])
+def test_the_script_comes_first(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tune.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert tune.main(["scripted"]) == 1
+    assert 'pip install "deeplearning_tutorial[tune]"' in capsys.readouterr().err
+
+
+def test_a_script_of_the_package_is_tuned_on_data_known_by_content(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "mnist_or_sample", datasets.sample_path)
+    command = "logistic_sgd --search learning_rate=log:0.01:1 --n-epochs 1 --batch-size 500".split()
+    assert tune.main([*command, "--n-trials", "2", "--sampler-seed", "1"]) == 0
+    out, _err = capsys.readouterr()
+    assert "loading" not in out and "python -m deeplearning_tutorial.logistic_sgd --n-epochs 1" in out
+    # No best model of some trial is left.
+    assert [path.name for path in Path.cwd().iterdir()] == ["logistic_sgd.db"]
+    shutil.copy(datasets.sample_path(), "elsewhere.npz")
+    assert tune.main([*command, "--n-trials", "2", "--dataset", "elsewhere.npz"]) == 0
