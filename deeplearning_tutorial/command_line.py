@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from deeplearning_tutorial import datasets
 
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
+_NO_DEFAULT = inspect.Parameter.empty
 # What changes nothing about the figures.
 _FILES = {"dataset", "save", "checkpoint", "resume", "log"}
 # As a shell reports a program that Ctrl-C has ended.
@@ -31,8 +32,8 @@ def run(function, description, published, minibatches, *, summary=None):
     Parameters
     ----------
     function : callable
-        Training function with a default for every parameter and a numpydoc docstring. Its parameters become
-        flags, but ``progress``, which is always on.
+        Training function with a numpydoc docstring. Its parameters become flags, but ``progress``, which is
+        always on, and those without a default, which are given without a flag.
     description : str
         The script's docstring, shown by ``--help``.
     published : dict of str to number
@@ -51,6 +52,7 @@ def run(function, description, published, minibatches, *, summary=None):
             help="Print the layers, their outputs, parameters and connections, and exit; no data is read.",
         )
     arguments = vars(parser.parse_args())
+    required = [name for name, parameter in _parameters(function).items() if parameter.default is _NO_DEFAULT]
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
     summary_only = arguments.pop("summary", False)
     _set_floatX(arguments.pop("floatX", None))
@@ -64,6 +66,9 @@ def run(function, description, published, minibatches, *, summary=None):
         if summary_only:
             print(summary(**arguments))
             return
+        missing = [name for name in required if name not in arguments]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
         if "dataset" not in arguments:
             arguments["dataset"] = _mnist_or_sample()
         with _lines_to(quiet, as_json):
@@ -115,10 +120,12 @@ def _parser(function, description):
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name == "progress":
-            continue
+    for name, parameter in _parameters(function).items():
         default = parameter.default
+        if default is _NO_DEFAULT:
+            # Whether it is there is checked later: a summary does without.
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=documented[name])
+            continue
         many = isinstance(default, tuple)
         if isinstance(default, bool):
             kind = {"action": "store_true"}
@@ -167,6 +174,12 @@ def _parser(function, description):
         "OPENBLAS_NUM_THREADS say).",
     )
     return parser
+
+
+def _parameters(function):
+    parameters = dict(inspect.signature(function).parameters)
+    del parameters["progress"]
+    return parameters
 
 
 def _type_of(default):
