@@ -178,7 +178,7 @@ def _parser(function, description):
 
 def _parameters(function):
     parameters = dict(inspect.signature(function).parameters)
-    del parameters["progress"]
+    parameters.pop("progress", None)
     return parameters
 
 
