@@ -17,7 +17,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import data, layers, report, startup, timing
+from benchmarks import alexnet, data, layers, report, startup, timing
 from benchmarks.contenders import MATRIX_PRODUCT, OURS, PYTORCH, contenders_of
 from benchmarks.workload import Workload
 
@@ -34,6 +34,7 @@ TIMED = {
     "lenet-filters-3": Workload(filter_size=3),
     "lenet-filters-7": Workload(filter_size=7),
     "lenet-float64": Workload(floatX="float64"),
+    "alexnet-step": alexnet.AlexNetStep(),
 }
 THREADS, START_UP, MEMORY, LAYERS = "lenet-threads", "start-up", "memory", "layers"
 CASES = (*TIMED, THREADS, START_UP, MEMORY, LAYERS)
@@ -60,6 +61,10 @@ def parse():
     fixed = [case for case in cases if case not in TIMED]
     if arguments and (fixed or not cases):
         parser.error(f"sizes go with named cases that are timed, not with {fixed[0] if fixed else 'all'}")
+    for case in cases:
+        for name in arguments:
+            if not hasattr(TIMED[case], name):
+                parser.error(f"{case} takes no --{name.replace('_', '-')}")
     if not cases and not quick and output is None:
         output = Path(__file__).resolve().parents[1] / "docs"
     return cases or CASES, threads, quick, output, arguments

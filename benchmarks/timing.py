@@ -20,7 +20,7 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
 
-from benchmarks import contenders, layers
+from benchmarks import alexnet, contenders, layers
 from benchmarks.contenders import MATRIX_PRODUCT, MATRIX_SIDE, OURS, PYTORCH, thread_environment
 
 REST_SECONDS = 0.2
@@ -157,6 +157,8 @@ def _work(pipe, name, workload, folder):
             call, left_out = _matrix_product(workload)
         elif isinstance(workload, layers.Layer):
             call, left_out = layers.task(name, workload), 0
+        elif isinstance(workload, alexnet.AlexNetStep):
+            call, left_out = alexnet.task(name, workload), 0
         else:
             call, left_out = _task(name, workload, folder)
         call(0)

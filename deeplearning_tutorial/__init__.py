@@ -14,6 +14,7 @@ _HOMES = {
     "evaluate_lenet5": "convolutional_mlp",
     "experiment": "convolutional_mlp",
     "train_lenet5": "lenet5",
+    "train_alexnet": "alexnet",
 }
 
 __all__ = sorted(_HOMES)

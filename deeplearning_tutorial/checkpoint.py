@@ -25,8 +25,8 @@ from deeplearning_tutorial.results import TrainingResult, Validation
 VERSIONS = {module.__name__: module.__version__ for module in (numba, np, pytensor, scipy)}
 
 _STATE = "state"
-_PARAMETERS, _BEST = "parameters/", "best/"
-_ROWS = 1000
+_PARAMETERS, _BEST, _OPTIMISER = "parameters/", "best/", "optimiser/"
+_PIECE_ELEMENTS = 1 << 20
 _USE = "use a file that a script wrote with checkpoint="
 _TYPES = {
     "script": str,
@@ -65,6 +65,8 @@ class Checkpoint:
         What was reached, with ``history`` and ``best_parameters``.
     versions : dict of str to str
         Versions of the libraries that computed it.
+    optimiser : dict of str to numpy.ndarray
+        Present values by name of what the optimiser keeps from step to step; empty for gradient descent.
     """
 
     script: str
@@ -75,6 +77,7 @@ class Checkpoint:
     parameters: dict[str, np.ndarray]
     result: TrainingResult
     versions: dict = field(default_factory=lambda: dict(VERSIONS))
+    optimiser: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def data_fingerprint(datasets):
@@ -88,17 +91,19 @@ def data_fingerprint(datasets):
     Returns
     -------
     str
-        Examples per split, and the SHA-256 of all pixels, as float32, and labels. It does not depend on
-        floatX, nor on the file format the data came in.
+        Examples per split, and the SHA-256 of all pixels, as float32 where they are not bytes, and labels. It
+        does not depend on floatX, nor on the file format the data came in.
     """
     digest = hashlib.sha256()
     for split in datasets:
         for variable, dtype in zip(split, (np.float32, np.int32), strict=True):
             values = variable.get_value(borrow=True)
             digest.update(str(values.shape).encode())
+            dtype = values.dtype if values.dtype == np.uint8 else dtype
             # Piece by piece, for in float64 each piece is converted.
-            for start in range(0, len(values), _ROWS):
-                digest.update(np.ascontiguousarray(values[start : start + _ROWS], dtype))
+            rows = max(1, _PIECE_ELEMENTS // math.prod(values.shape[1:]))
+            for start in range(0, len(values), rows):
+                digest.update(np.ascontiguousarray(values[start : start + rows], dtype))
     sizes = " + ".join(str(len(x.get_value(borrow=True))) for x, _y in datasets)
     return f"{sizes} examples, SHA-256 {digest.hexdigest()}"
 
@@ -133,6 +138,7 @@ def write_checkpoint(path, checkpoint):
     arrays = {_STATE: json_array(state)}
     arrays |= {_PARAMETERS + name: value for name, value in checkpoint.parameters.items()}
     arrays |= {_BEST + name: value for name, value in result.best_parameters.items()}
+    arrays |= {_OPTIMISER + name: value for name, value in checkpoint.optimiser.items()}
     write_npz(path, arrays)
 
 
@@ -165,6 +171,7 @@ def checkpoint_of(path, stored):
         _check_types(state, _TYPES, "the state")
         parameters = _pop(stored, _PARAMETERS)
         best_parameters = _pop(stored, _BEST)
+        optimiser = _pop(stored, _OPTIMISER)
         if stored:
             raise ValueError(f"it holds {next(iter(stored))}, which no checkpoint has")
         result = _result(state, best_parameters)
@@ -173,7 +180,9 @@ def checkpoint_of(path, stored):
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint, or damaged: {error}; {_USE}") from error
     names = ("script", "arguments", "data", "iteration", "patience", "versions")
-    return Checkpoint(parameters=parameters, result=result, **{name: state[name] for name in names})
+    return Checkpoint(
+        parameters=parameters, result=result, optimiser=optimiser, **{name: state[name] for name in names}
+    )
 
 
 def is_checkpoint(stored):

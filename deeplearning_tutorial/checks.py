@@ -38,6 +38,14 @@ def check_rate(name, value, example, minimum_excluded=True):
     return float(value)
 
 
+def check_probability(name, value, example):
+    """Return ``value`` as a float; raise ValueError unless it is at least 0 and below 1."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} is not a number from 0 to below 1; use e.g. {name}={example}")
+    return float(value)
+
+
 def check_seed(name, value, example):
     """Raise ValueError unless ``value`` is an int from 0 to 2**32 - 1, as NumPy's RandomState takes."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < 2**32:

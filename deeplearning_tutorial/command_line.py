@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from deeplearning_tutorial import datasets
 
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
+_NO_DEFAULT = inspect.Parameter.empty
 # What changes nothing about the figures.
 FILES = {"dataset", "save", "checkpoint", "resume", "log"}
 # Parameters without a flag.
@@ -33,8 +34,9 @@ def run(function, description, published, minibatches, *, summary=None):
     Parameters
     ----------
     function : callable
-        Training function with a default for every parameter and a numpydoc docstring. Its parameters become
-        flags, but ``progress``, which is always on, and ``channel``, which only programs use.
+        Training function with a numpydoc docstring. Its parameters become flags, but ``progress``, which is
+        always on, ``channel``, which only programs use, and those without a default, which are given without
+        a flag.
     description : str
         The script's docstring, shown by ``--help``.
     published : dict of str to number
@@ -58,6 +60,7 @@ def run(function, description, published, minibatches, *, summary=None):
             help="Print the layers, their outputs, parameters and connections, and exit; no data is read.",
         )
     arguments = vars(parser.parse_args())
+    required = [name for name, parameter in _parameters(function).items() if parameter.default is _NO_DEFAULT]
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
     summary_only = arguments.pop("summary", False)
     configure(arguments)
@@ -67,6 +70,9 @@ def run(function, description, published, minibatches, *, summary=None):
         if summary_only:
             print(summary(**arguments))
             return
+        missing = [name for name in required if name not in arguments]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
         if "dataset" not in arguments:
             arguments["dataset"] = mnist_or_sample()
         with _lines_to(quiet, as_json):
@@ -126,10 +132,14 @@ def add_parameters(parser, function, without=()):
         Parameters that get no flag.
     """
     documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in UNSET or name in without:
+    for name, parameter in _parameters(function).items():
+        if name in without:
             continue
         default = parameter.default
+        if default is _NO_DEFAULT:
+            # Whether it is there is checked later: a summary does without.
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=documented[name])
+            continue
         many = isinstance(default, tuple)
         if isinstance(default, bool):
             kind = {"action": "store_true"}
@@ -192,6 +202,11 @@ def configure(arguments):
         _set_mode(arguments.pop("mode"))
     if "threads" in arguments:
         _set_threads(arguments.pop("threads"))
+
+
+def _parameters(function):
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in UNSET}
 
 
 def _type_of(default):

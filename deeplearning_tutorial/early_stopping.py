@@ -38,6 +38,7 @@ def train_with_patience(
     patience_increase=2,
     improvement_threshold=0.995,
     announce_every=None,
+    optimiser=None,
     files=None,
     progress=False,
     channel=None,
@@ -67,6 +68,8 @@ def train_with_patience(
         See above.
     announce_every : int, optional
         Print the iteration each time this many minibatches have passed, as LeNet's script does.
+    optimiser : dict of str to shared variable, optional
+        What else ``train_model`` updates, such as velocities: part of the checkpoint, not of the model.
     files : TrainingFiles, optional
         Receives the state after each validation and in the end, and may hold one to go on from.
     progress : bool
@@ -92,7 +95,7 @@ def train_with_patience(
     n_iterations = n_epochs * n_train_batches
     validation_frequency = min(n_train_batches, patience // 2)
     if files.resumed is not None:
-        result, iteration, patience = files.restore(parameters, result.minibatches)
+        result, iteration, patience = files.restore(parameters, result.minibatches, optimiser)
     compiled = stopped = False
     start = default_timer() - result.seconds
     total = min(n_iterations, patience + 1)
@@ -127,7 +130,7 @@ def train_with_patience(
                     result.seconds = default_timer() - start
                     when = epoch + 1, minibatch + 1, iteration
                     result.history.append(Validation(*when, cost, error, test_error, result.seconds))
-                    files.write(result, iteration, patience, parameters)
+                    files.write(result, iteration, patience, parameters, optimiser)
                     stopped = channel is not None and channel(result.history[-1]) == "stop"
 
                 if not compiled:
@@ -140,7 +143,7 @@ def train_with_patience(
                 bar.set_postfix_str(f"cost {cost:.4g}", refresh=False)
                 bar.update()
             result.seconds = default_timer() - start
-            files.write(result, iteration, patience, parameters)
+            files.write(result, iteration, patience, parameters, optimiser)
         except KeyboardInterrupt:
             raise _interrupted(f"within iteration {iteration + 1}", result, files) from None
         finally:

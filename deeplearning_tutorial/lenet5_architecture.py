@@ -1,13 +1,17 @@
 """The architecture of LeNet-5: every layer's shape derived and checked, counted, and built."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.checks import check_choice, check_positive_int, check_positive_ints
+from deeplearning_tutorial.layer_summary import (
+    LayerSummary,
+    does_not_fit,
+    fully_connected,
+    parameter_shapes,
+    summary_table,
+)
 from deeplearning_tutorial.lenet5_layers import (
     ACTIVATIONS,
     POOLINGS,
@@ -23,20 +27,6 @@ from deeplearning_tutorial.nnet.pool import pool_output_length
 MNIST_SIDE, PADDING, N_CLASSES = 28, 2, 10
 IMAGE_SIDE = MNIST_SIDE + 2 * PADDING
 CONNECTIONS = ("full", "1998")
-
-
-class LayerSummary(NamedTuple):
-    """What a layer of LeNet-5 is, for one image.
-
-    A connection is an input, or the bias, that one unit takes. ``parameter_shapes`` has the shapes of arrays
-    by name, ``parameters`` the number of values that are trained: weights without a connection do not count.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parameter_shapes: Mapping[str, tuple[int, ...]] = {}
-    parameters: int = 0
-    connections: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,9 +93,7 @@ class LeNet5:
         layers.append(self._subsampling("S4", 1, layers[-1]))
         layers.append(self._convolution("C5", 2, layers[-1]))
         for name, n_out in (("F6", self.n_hidden), ("output", N_CLASSES)):
-            n_in = int(np.prod(layers[-1].shape))
-            count = (n_in + 1) * n_out
-            layers.append(LayerSummary(name, (n_out,), {"W": (n_in, n_out), "b": (n_out,)}, count, count))
+            layers.append(fully_connected(name, layers[-1], n_out))
         return layers
 
     def _convolution(self, name, index, below, n_connected=None):
@@ -113,7 +101,7 @@ class LeNet5:
         maps, side, _ = below.shape
         length = conv_output_length(side, size, (0, 0), 1, 1)
         if length < 1:
-            raise _does_not_fit("filter_sizes", self.filter_sizes, f"the filters of {name}", size, below)
+            raise does_not_fit("filter_sizes", self.filter_sizes, f"the filters of {name}", size, below)
         n_pairs = filters * maps if n_connected is None else n_connected
         parameters = n_pairs * size**2 + filters
         shapes = {"W": (filters, maps, size, size), "b": (filters,)}
@@ -123,7 +111,7 @@ class LeNet5:
         size, stride = self.pool_sizes[index], self.pool_strides[index]
         maps, side, _ = below.shape
         if size > side:
-            raise _does_not_fit("pool_sizes", self.pool_sizes, f"the windows of {name}", size, below)
+            raise does_not_fit("pool_sizes", self.pool_sizes, f"the windows of {name}", size, below)
         if stride > size:
             raise ValueError(
                 f"pool_strides={self.pool_strides} does not fit: the windows of {name}, {size}x{size}, would "
@@ -137,22 +125,11 @@ class LeNet5:
 
     def parameter_shapes(self):
         """Return the shape of each parameter by its name, such as ``C1.W``."""
-        return {
-            f"{layer.name}.{name}": shape
-            for layer in self.layers()
-            for name, shape in layer.parameter_shapes.items()
-        }
+        return parameter_shapes(self.layers())
 
     def summary(self):
         """Return a table of the layers: output, trained parameters and connections, and their sums."""
-        layers = self.layers()
-        parameters = sum(layer.parameters for layer in layers)
-        connections = sum(layer.connections for layer in layers)
-        lines = [f"{'layer':8}{'output':14}{'parameters':>12}{'connections':>14}"]
-        for layer in [*layers, LayerSummary("total", (), {}, parameters, connections)]:
-            shape = " x ".join(map(str, layer.shape))
-            lines.append(f"{layer.name:8}{shape:14}{layer.parameters:12,}{layer.connections:14,}")
-        return "\n".join(lines)
+        return summary_table(self.layers())
 
     def build(self, rng, x, batch_size):
         """Build the layers over a minibatch of MNIST.
@@ -205,11 +182,3 @@ class LeNet5:
         built["F6"] = HiddenLayer(rng, F6_input, n_in, n_hidden, activation=activation)
         built["output"] = LogisticRegression(built["F6"].output, n_hidden, N_CLASSES)
         return built
-
-
-def _does_not_fit(argument, value, what, size, below):
-    side = below.shape[1]
-    return ValueError(
-        f"{argument}={value} does not fit: {what} are {size}x{size}, {below.name} gives them only "
-        f"{side}x{side}; use {side} or less there, or smaller filters, windows or strides below it"
-    )

@@ -1,4 +1,7 @@
-"""The layers that LeNet-5 adds to the tutorial's: convolution, subsampling, and which maps are connected."""
+"""The layers that LeNet-5 adds to the tutorial's: convolution, subsampling, and which maps are connected.
+
+AlexNet is built of the same convolutions.
+"""
 
 import numpy as np
 import pytensor
@@ -61,6 +64,10 @@ class Convolution:
         Rows and columns of the windows that pool the output; only the initial filters depend on it.
     connections : numpy.ndarray, optional
         bool of shape ``(feature maps below, filters)``: which maps each filter takes; all, unless given.
+    W, b : shared variable, optional
+        The filters and the bias, where they are drawn elsewhere; ``connections`` do not go with ``W``.
+    border_mode, subsample, num_groups
+        As `conv2d` takes them; the second length of ``filter_shape`` is that of a group.
 
     Attributes
     ----------
@@ -69,7 +76,8 @@ class Convolution:
     params : list of shared variables
         ``[W, b]``.
     convolved : TensorVariable
-        ``conv2d(input, W)``, shape ``(batch, filters, rows - filter rows + 1, cols - filter cols + 1)``.
+        ``conv2d(input, W)``; with the default ``border_mode`` and ``subsample`` of shape
+        ``(batch, filters, rows - filter rows + 1, cols - filter cols + 1)``.
     output : TensorVariable
         The same shape.
 
@@ -84,28 +92,60 @@ class Convolution:
     """
 
     def __init__(
-        self, rng, input, filter_shape, image_shape, activation, *, poolsize=(1, 1), connections=None
+        self,
+        rng,
+        input,
+        filter_shape,
+        image_shape,
+        activation,
+        *,
+        poolsize=(1, 1),
+        connections=None,
+        W=None,
+        b=None,
+        border_mode="valid",
+        subsample=(1, 1),
+        num_groups=1,
     ):
         floatX = pytensor.config.floatX
+        mask = None
+        if W is None:
+            W_values, mask = self._drawn(rng, filter_shape, activation, poolsize, connections)
+            W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
+        if b is None:
+            b_values = np.zeros((filter_shape[0],), dtype=floatX)
+            b = pytensor.shared(b_values, name="b", borrow=True, shape=b_values.shape)
+        self.W, self.b = self.params = [W, b]
+        self.input = input
+        self._activation = activation
+
+        W = self.W if connections is None else self.W * pt.constant(mask.astype(floatX))
+        self.convolved = conv2d(
+            input,
+            W,
+            input_shape=image_shape,
+            filter_shape=filter_shape,
+            border_mode=border_mode,
+            subsample=subsample,
+            num_groups=num_groups,
+        )
+        self.output = self.activate(self.convolved)
+
+    @staticmethod
+    def _drawn(rng, filter_shape, activation, poolsize, connections):
+        """Return initial filters, and a mask that is False where there is no connection."""
         filters, maps_below, *size = filter_shape
         connected = np.ones((filters, maps_below), bool) if connections is None else connections.T
         fan_in = connected.sum(axis=1)[:, np.newaxis] * np.prod(size)
         fan_out = connected.sum(axis=0) * np.prod(size) // np.prod(poolsize)
         bound = np.sqrt(6.0 / (fan_in + fan_out))[:, :, np.newaxis, np.newaxis]
         mask = connected[:, :, np.newaxis, np.newaxis]
-        W_values = np.asarray(rng.uniform(low=-bound, high=bound, size=filter_shape) * mask, dtype=floatX)
+        W_values = np.asarray(
+            rng.uniform(low=-bound, high=bound, size=filter_shape) * mask, dtype=pytensor.config.floatX
+        )
         if activation is pt.sigmoid:
             W_values *= 4
-        b_values = np.zeros((filters,), dtype=floatX)
-        self.W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
-        self.b = pytensor.shared(b_values, name="b", borrow=True, shape=b_values.shape)
-        self.params = [self.W, self.b]
-        self.input = input
-        self._activation = activation
-
-        W = self.W if connections is None else self.W * pt.constant(mask.astype(floatX))
-        self.convolved = conv2d(input, W, input_shape=image_shape, filter_shape=filter_shape)
-        self.output = self.activate(self.convolved)
+        return W_values, mask
 
     def activate(self, maps):
         """Add the bias to ``maps``, one per filter, and apply the activation."""

@@ -109,18 +109,23 @@ class TrainingFiles:
                 f"there, {self._data} here; give the same dataset, or another checkpoint to start anew"
             )
 
-    def restore(self, parameters, minibatches):
-        """Set the shared variables ``parameters`` as they were; return the result, iteration and patience."""
-        resumed = self.resumed
+    def restore(self, parameters, minibatches, optimiser=None):
+        """Set the shared variables as they were; return the result, iteration and patience.
+
+        ``parameters`` and ``optimiser`` hold them by name, as `train_with_patience` takes them.
+        """
+        resumed, optimiser = self.resumed, optimiser or {}
         for stored in filter(None, (resumed.parameters, resumed.result.best_parameters)):
             check_fit(self._checkpoint, stored, parameters)
+        check_fit(self._checkpoint, resumed.optimiser, optimiser)
         if resumed.result.minibatches != minibatches:
             raise ValueError(
                 f"checkpoint={str(self._checkpoint)!r} is damaged: {resumed.result.minibatches} minibatches "
                 f"there, {minibatches} here; start anew with another checkpoint"
             )
-        for name, param in parameters.items():
-            value = resumed.parameters[name]
+        values = [(param, resumed.parameters[name]) for name, param in parameters.items()]
+        values += [(variable, resumed.optimiser[name]) for name, variable in optimiser.items()]
+        for param, value in values:
             if self.arguments["mode"] == "JAX":
                 # There PyTensor's sums give float64 whatever their type says, and so do the updates;
                 # set_value would refuse it, and a cast lose the last digits.
@@ -137,7 +142,7 @@ class TrainingFiles:
         result = replace(resumed.result, history=list(resumed.result.history))
         return result, resumed.iteration, resumed.patience
 
-    def write(self, result, iteration, patience, parameters):
+    def write(self, result, iteration, patience, parameters, optimiser=None):
         """Write the best model if it is new, a line of the log per new validation, and the checkpoint."""
         if self._save is not None and self._saved_iteration != result.best_iteration:
             self._try("the best model", self._save, self._save_best, result)
@@ -149,6 +154,7 @@ class TrainingFiles:
                 iteration=iteration,
                 patience=patience,
                 parameters=copy_parameters(parameters),
+                optimiser=copy_parameters(optimiser or {}),
                 result=result,
                 data=self._data,
                 **self._about,

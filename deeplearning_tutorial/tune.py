@@ -18,6 +18,7 @@ Given on other machines, too, it has them join in, where the storage is one that
 """
 
 import argparse
+import hashlib
 import importlib
 import inspect
 import io
@@ -35,7 +36,6 @@ import pytensor
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
-from deeplearning_tutorial.logistic_sgd import load_data
 from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.search_space import merge, parse_searches, read_space
 from deeplearning_tutorial.study_results import command_of, rows_of, table, write_csv, write_plots
@@ -98,7 +98,7 @@ def _run(argv):
     settings = {
         "script": {"name": module},
         "search": {name: str(domain) for name, domain in space.items()},
-        "fixed": _comparable(defaults | fixed, space),
+        "fixed": _comparable(module, defaults | fixed, space),
     }
     with open_storage(storage) as opened:
         study = open_study(opened, study_name, settings)
@@ -209,20 +209,30 @@ def _fixed(function, given, space):
             raise ValueError(f"{name} is searched and given; leave out one of them")
         if dot:
             given.setdefault(parameter, defaults[parameter])
+    if defaults.get("dataset") is inspect.Parameter.empty and "dataset" not in given:
+        raise ValueError("the script needs a dataset; give its path after the script's name")
     if "dataset" in defaults and "dataset" not in given:
         given["dataset"] = str(command_line.mnist_or_sample())
     return given | {name: None for name in ("save", "checkpoint", "log") if name in defaults}
 
 
-def _comparable(arguments, space):
+def _comparable(module, arguments, space):
     """Describe what all trials share: data by content, for a path may differ from machine to machine."""
     left_out = command_line.FILES | space.keys()
     described = {name: value for name, value in arguments.items() if name not in left_out}
     if "dataset" in arguments:
-        with redirect_stdout(io.StringIO()):
-            described["data"] = data_fingerprint(load_data(arguments["dataset"]))
+        described["data"] = _data_of(importlib.import_module(module), arguments["dataset"])
     described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
     return json.loads(json.dumps(described))
+
+
+def _data_of(script, dataset):
+    """Return a fingerprint of MNIST, which has several forms, or of a file that only this script reads."""
+    if hasattr(script, "load_data"):
+        with redirect_stdout(io.StringIO()):
+            return data_fingerprint(script.load_data(dataset))
+    with open(dataset, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run_workers(argv, n_workers, threads_given):

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 
 import deeplearning_tutorial
-from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
+from deeplearning_tutorial import alexnet, convolutional_mlp, lenet5, logistic_sgd, mlp
 
 # The tutorial's parameters in its order, then, after a star, what is only here.
 SIGNATURES = {
@@ -45,6 +45,14 @@ SIGNATURES = {
         "(learning_rate=0.1, n_epochs=200, dataset='mnist.pkl.gz', nkerns=(6, 16, 120), batch_size=50, "
         "*, n_hidden=84, filter_sizes=(5, 5, 5), pool_sizes=(2, 2), pool_strides=(2, 2), pooling='max', "
         "activation='tanh', connection='full', "
+        "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)",
+    ),
+    "train_alexnet": (
+        alexnet,
+        "(dataset, learning_rate=0.01, n_epochs=90, batch_size=128, *, momentum=0.9, weight_decay=0.0005, "
+        "dropout=0.5, n_classes=1000, image_side=227, nkerns=(96, 256, 384, 384, 256), "
+        "filter_sizes=(11, 5, 3, 3, 3), stride=4, num_groups=2, pool_size=3, pool_stride=2, "
+        "n_hidden=(4096, 4096), deviation=0.01, "
         "seed=23455, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)",
     ),
 }
