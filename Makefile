@@ -22,7 +22,7 @@ run: $(PACKAGE)
 
 test: $(TESTS)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.run $(ARGS)

@@ -109,7 +109,7 @@ def test_images_are_padded_by_two_zeros_all_around():
             r"nkerns=\(6, 15, 120\) does not fit connection='1998', .*; use nkerns=\(6, 16, 120\) or",
         ),
         ({"connection": "half"}, "connection='half' is unknown; use one of 'full', '1998'"),
-        ({"pooling": "mean"}, "pooling='mean' is unknown; use one of 'max', 'average', 'sum', '1998'"),
+        ({"pooling": "mean"}, "pooling='mean' is unknown; use one of 'max', 'average', 'sum', 'l2', '1998'"),
         ({"activation": None}, "activation=None is unknown; use one of 'tanh', 'relu', "),
         ({"nkerns": (6, 16)}, r"nkerns=\(6, 16\) is not a tuple of 3 integers; use"),
         ({"n_hidden": 0}, "n_hidden=0 is not a positive integer"),
