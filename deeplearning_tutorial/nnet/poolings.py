@@ -8,12 +8,8 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import disconnected_grad
 
-from deeplearning_tutorial.nnet.pool import (
-    MaxPoolGradGrad,
-    pool_2d,
-    pool_output_length,
-    symbolic_pool_output_length,
-)
+from deeplearning_tutorial.nnet.abstract_conv import conv2d
+from deeplearning_tutorial.nnet.pool import MaxPoolGradGrad, pool_2d
 from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
 
@@ -196,22 +192,26 @@ def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coeffici
         )
     # The Op that max-pooling would be has normalised and checked them.
     op = max_pool(x, ws, stride, pad).owner.op
-    ws, stride = op.ws, op.stride
-    if ws is None:
+    if op.ws is None:
         raise TypeError("ws, stride or pad is symbolic; deformation_constrained_pool takes tuples of ints")
+    batch, maps, rows, cols = lengths_of(x)
+    # Each filter takes one element of the window.
+    elements = np.eye(op.ws[0] * op.ws[1], dtype=x.dtype).reshape((-1, 1, *op.ws))
+
+    def windows_of(maps):
+        return conv2d(maps, elements, border_mode=op.pad, subsample=op.stride, filter_flip=False)
+
+    windows = windows_of(x.reshape((batch * maps, 1, rows, cols)))
     if any(op.pad):
-        x = _padded(x, op.pad)
-    # Windows side by side, which do not overlap, have the penalties at the same places.
-    for axis in (3, 2):
-        x = _windows(x, axis, ws[axis - 2], stride[axis - 2])
-    dy, dx = (np.arange(window) - (window - 1) / 2 for window in ws)
-    dy = dy[:, np.newaxis]
-    features = np.array([np.broadcast_to(feature, ws) for feature in (dx, dy, dx**2, dy**2)])
-    penalties = (coefficients[:, :, np.newaxis, np.newaxis] * features.astype(coefficients.dtype)).sum(axis=1)
-    penalties = penalties.dimshuffle("x", 0, "x", 1, "x", 2)
-    batch, maps, rows, _, cols, _ = lengths_of(x)
-    penalised = (x - penalties).reshape((batch, maps, rows * ws[0], cols * ws[1]))
-    return pool_2d(penalised, ws, True)
+        inside = windows_of(pt.ones((1, 1, rows, cols), x.dtype))
+        windows = pt.switch(inside > 0, windows, np.asarray(-np.inf, x.dtype))
+    dy, dx = (np.arange(window) - (window - 1) / 2 for window in op.ws)
+    dx, dy = (displacements.ravel() for displacements in np.meshgrid(dx, dy))
+    features = np.transpose([dx, dy, dx**2, dy**2]).astype(coefficients.dtype)
+    # A product of two matrices, as a convolution, which every back end has.
+    penalties = conv2d(coefficients[:, :, np.newaxis, np.newaxis], features[:, :, np.newaxis, np.newaxis])
+    windows = windows.reshape((batch, maps, *lengths_of(windows)[1:]))
+    return (windows - penalties.reshape((1, maps, len(features), 1, 1))).max(axis=2)
 
 
 POOLINGS_BY_NAME = {"max": max_pool, "average": average_pool, "sum": sum_pool, "l2": l2_pool}
@@ -229,24 +229,3 @@ def _four_dimensions(function, input):
     if x.type.ndim != 4:
         raise TypeError(f"input has {x.type.ndim} dimensions; {function} takes (batch, maps, rows, cols)")
     return x
-
-
-def _padded(x, pad):
-    batch, maps, rows, cols = lengths_of(x)
-    inside = tuple(slice(before, before + n) for before, n in zip(pad, (rows, cols), strict=True))
-    around = pt.full((batch, maps, rows + 2 * pad[0], cols + 2 * pad[1]), np.asarray(-np.inf, x.dtype))
-    return around[:, :, inside[0], inside[1]].set(x)
-
-
-def _windows(x, axis, window, stride):
-    """Make two axes of one: windows, and the elements of each."""
-    lengths = lengths_of(x)
-    known = x.type.shape[axis] is not None
-    count = pool_output_length if known else symbolic_pool_output_length
-    n = count(lengths[axis], window, stride, 0, True)
-    before = (slice(None),) * axis
-    if stride == window:
-        return x[(*before, slice(n * window))].reshape((*lengths[:axis], n, window, *lengths[axis + 1 :]))
-    # Element by element of the windows, of which there are few.
-    elements = [x[(*before, slice(first, first + n * stride, stride))] for first in range(window)]
-    return pt.stack(elements, axis=axis + 1)

@@ -173,7 +173,7 @@ def test_values_and_gradients_are_those_of_loops_over_the_windows(mode, kind, ge
             ("deformation", "side by side", "float32"),
             ("deformation", "overlapping, padded", "float64"),
         )
-        # Compiling takes seconds; on Numba, for the slices of overlapping windows, more than a minute.
+        # Compiling takes seconds, with Numba half a minute for some.
         if mode in ("JAX", "PYTORCH") or (mode, kind, geometry) not in NOT_COMPILED
     ],
     indirect=["mode"],
