@@ -21,7 +21,7 @@ _MODULES = {
 def contenders_of(workload):
     """Names of those that take part in a workload; only convolutions have channels to put last."""
     if workload.network == "alexnet":
-        return (OURS, PLAIN, CHANNELS_LAST)
+        return (OURS, *PYTORCH)
     everyone = (OURS, *PYTORCH, JAX)
     return everyone if workload.network == "lenet" else tuple(n for n in everyone if n != CHANNELS_LAST)
 

@@ -7,6 +7,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.checks import (
+    check_no_gaps,
     check_positive_int,
     check_positive_ints,
     check_probability,
@@ -100,11 +101,7 @@ class AlexNet:
                     f"nkerns={self.nkerns} does not fit num_groups={self.num_groups}, which does not divide "
                     f"the {n} filters of {name}; use multiples of it, or num_groups=1"
                 )
-        if self.pool_stride > self.pool_size:
-            raise ValueError(
-                f"pool_stride={self.pool_stride} would leave gaps between windows of "
-                f"pool_size={self.pool_size}; use {self.pool_size} or less"
-            )
+        check_no_gaps("pool_stride", self.pool_stride, self.pool_stride, "the windows", self.pool_size)
         self.layers()
 
     def layers(self):

@@ -46,6 +46,15 @@ def check_probability(name, value, example):
     return float(value)
 
 
+def check_no_gaps(name, value, stride, windows, size):
+    """Raise ValueError if ``windows``, of ``size`` rows and columns, are further apart than they are long."""
+    if stride > size:
+        raise ValueError(
+            f"{name}={value} does not fit: {windows}, {size}x{size}, would leave gaps between them; use "
+            f"{size} or less"
+        )
+
+
 def check_seed(name, value, example):
     """Raise ValueError unless ``value`` is an int from 0 to 2**32 - 1, as NumPy's RandomState takes."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < 2**32:

@@ -36,8 +36,8 @@ def read_image_sets(path, side, n_classes):
     ----------
     path : path
         A ``.npz`` file with the arrays ``train_x``, ``train_y``, ``valid_x``, ``valid_y``, ``test_x`` and
-        ``test_y``. Images are uint8, or finite float32 or float64, of shape ``(n, rows, cols, 3)``; labels
-        are integers of shape ``(n,)``, from 0 on. Other arrays are not read.
+        ``test_y``. Images are all uint8, or all finite float32 or float64, of shape ``(n, rows, cols, 3)``;
+        labels are integers of shape ``(n,)``, from 0 on. Other arrays are not read.
     side : int
         Rows and columns that are wanted. Of larger images the centre is taken.
     n_classes : int
@@ -92,6 +92,11 @@ def _check_headers(path, archive, side):
         if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
             raise ValueError(
                 f"{path}: {split}_y is {y.dtype} of shape {y.shape} for {x.shape[0]} images; {_FORMAT}"
+            )
+        if x.dtype != headers["train_x"].dtype:
+            raise ValueError(
+                f"{path}: {split}_x is {x.dtype}, train_x {headers['train_x'].dtype}; give all images as one "
+                "of them, on one scale"
             )
         rows, cols = x.shape[1:3]
         if min(rows, cols) < side:

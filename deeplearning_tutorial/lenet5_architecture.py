@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import pytensor.tensor as pt
 
-from deeplearning_tutorial.checks import check_choice, check_positive_int, check_positive_ints
+from deeplearning_tutorial.checks import (
+    check_choice,
+    check_no_gaps,
+    check_positive_int,
+    check_positive_ints,
+)
 from deeplearning_tutorial.layer_summary import (
     LayerSummary,
     does_not_fit,
@@ -112,11 +117,7 @@ class LeNet5:
         maps, side, _ = below.shape
         if size > side:
             raise does_not_fit("pool_sizes", self.pool_sizes, f"the windows of {name}", size, below)
-        if stride > size:
-            raise ValueError(
-                f"pool_strides={self.pool_strides} does not fit: the windows of {name}, {size}x{size}, would "
-                f"leave gaps between them; use {size} or less for {name}"
-            )
+        check_no_gaps("pool_strides", self.pool_strides, stride, f"the windows of {name}", size)
         length = pool_output_length(side, size, stride, 0, ignore_border=True)
         trained = self.pooling == "1998"
         shapes = {"coefficient": (maps,), "b": (maps,)} if trained else {}

@@ -108,6 +108,8 @@ class Convolution:
         num_groups=1,
     ):
         floatX = pytensor.config.floatX
+        if W is not None and connections is not None:
+            raise ValueError("W and connections do not go together; let W be zero where nothing is connected")
         mask = None
         if W is None:
             W_values, mask = self._drawn(rng, filter_shape, activation, poolsize, connections)

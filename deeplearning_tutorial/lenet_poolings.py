@@ -1,6 +1,6 @@
 """What the tutorial's LeNet can be given in place of its max-pooling, and the checks of it."""
 
-from deeplearning_tutorial.checks import check_choice, check_positive_ints
+from deeplearning_tutorial.checks import check_choice, check_no_gaps, check_positive_ints
 from deeplearning_tutorial.lenet5_layers import ACTIVATIONS
 from deeplearning_tutorial.nnet import local_contrast_normalisation, local_response_normalisation
 from deeplearning_tutorial.nnet.pool import pool_output_length
@@ -57,6 +57,7 @@ def pooled_sides(pool_sizes, pool_strides):
     check_positive_ints("pool_strides", pool_strides, 2, (2, 2))
     sides, side = [], 28
     for layer, (size, stride) in enumerate(zip(pool_sizes, pool_strides, strict=True)):
+        check_no_gaps("pool_strides", tuple(pool_strides), stride, f"the windows of layer {layer}", size)
         convolved = side - 5 + 1
         if convolved < size:
             raise ValueError(

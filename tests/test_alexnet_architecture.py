@@ -93,7 +93,7 @@ def test_each_step_and_seed_drop_other_units_with_the_probability_given():
         ({"nkerns": (96, 256, 384, 384)}, "nkerns=.* tuple of 5"),
         ({"nkerns": (96, 256, 384, 384, 255)}, "num_groups=2, .* not divide the 255 filters of conv5"),
         ({"num_groups": 3}, "num_groups=3, which does not divide the 256 filters of conv2"),
-        ({"pool_stride": 4}, "pool_stride=4 would leave gaps"),
+        ({"pool_stride": 4}, "pool_stride=4 does not fit: the windows, 3x3, would leave gaps"),
         ({"filter_sizes": (11, 5, 3, 3, 0)}, "filter_sizes="),
         ({"stride": 0}, "stride=0"),
         ({"n_hidden": (10,)}, "n_hidden="),

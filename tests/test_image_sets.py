@@ -16,6 +16,11 @@ def sets(**others):
     return arrays | {"test_x": images(1), "test_y": np.array([0], "int16")} | others
 
 
+def floats(value):
+    sizes = {"train": 4, "valid": 2, "test": 1}
+    return {f"{split}_x": np.full((n, 5, 7, 3), value, "float32") for split, n in sizes.items()}
+
+
 @pytest.fixture
 def written(tmp_path):
     def written(arrays, save=np.savez):
@@ -38,7 +43,7 @@ def test_the_centres_of_the_images_are_read_with_channels_first(written, save):
 
 
 def test_floats_stay_floats(written):
-    [(x, _y), *_] = read_image_sets(written(sets(train_x=images(4, dtype="float32") / 7)), 5, 3)
+    [(x, _y), *_] = read_image_sets(written(sets(**floats(1 / 7))), 5, 3)
     assert x.dtype == "float32" and x.shape == (4, 3, 5, 5)
 
 
@@ -54,7 +59,8 @@ def test_floats_stay_floats(written):
         ({"train_y": np.zeros(4)}, "train_y is float64"),
         ({"train_y": np.array([0, 1, 3, 2])}, "train_y holds the label 3; .* n_classes - 1 = 2"),
         ({"valid_y": np.array([-1, 0])}, "valid_y holds the label -1"),
-        ({"train_x": np.full((4, 5, 7, 3), np.nan)}, "train_x holds values that are not finite"),
+        (floats(np.nan), "train_x holds values that are not finite"),
+        ({"test_x": floats(1)["test_x"]}, "test_x is float32, train_x uint8; give all images as one"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(written, others, message):

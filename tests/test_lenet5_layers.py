@@ -181,3 +181,11 @@ def test_the_sum_by_hand():
     made = Subsampling(below, 1, "1998", lambda z: z)
     # (1 + 2 + 0 + 1) / 4 and (3 + 0 - 1 + 4) / 4
     assert made.output.eval(mode=PLAIN).tolist() == [[[[1.0, 1.5]]]]
+
+
+def test_filters_of_ones_own_take_no_table_of_connections():
+    W = pytensor.shared(np.zeros((1, 1, 1, 1)))
+    with pytest.raises(ValueError, match="W and connections do not go together"):
+        Convolution(
+            None, pt.dtensor4(), (1, 1, 1, 1), (1, 1, 2, 4), pt.tanh, W=W, connections=np.ones((1, 1), bool)
+        )

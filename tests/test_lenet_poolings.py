@@ -120,6 +120,7 @@ def test_without_choices_the_pooling_precedes_bias_and_tanh():
         ({"normalisation": "batch"}, "normalisation='batch' is unknown; use one of 'contrast', 'response'"),
         ({"pool_strides": (2, 0)}, r"pool_strides=\(2, 0\) holds something else than positive"),
         ({"pool_sizes": (25, 2)}, r"pool_sizes=\(25, 2\) .* do not fit: .* layer 0 leave 24 rows of 28"),
+        ({"pool_strides": (2, 3)}, r"pool_strides=\(2, 3\) .* windows of layer 1, 2x2, would leave gaps"),
         ({"pool_sizes": (3, 5), "pool_strides": (3, 5)}, "layer 1 leave 4 rows of 8, too few for windows"),
         ({"pool_sizes": (9, 2), "pool_strides": (9, 2)}, "layer 1 leave 0 rows of 2"),
     ],

@@ -33,7 +33,7 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
     ValueError
         If ``size`` is not odd, or ``sigma`` or ``threshold`` out of range.
     TypeError
-        If ``input`` has not four dimensions.
+        If ``input`` has not four dimensions or is neither float32 nor float64.
 
     Notes
     -----
@@ -46,10 +46,10 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
     sum to 1.
     """
     x = pt.as_tensor_variable(input)
-    if x.type.ndim != 4:
+    if x.type.ndim != 4 or x.dtype not in ("float32", "float64"):
         raise TypeError(
-            f"input has {x.type.ndim} dimensions; local_contrast_normalisation takes (batch, maps, rows, "
-            "cols)"
+            f"input is {x.type}; local_contrast_normalisation takes (batch, maps, rows, cols) of float32 or "
+            "float64"
         )
     if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1 or size % 2 == 0:
         raise ValueError(f"size={size!r} is not an odd positive integer; use e.g. size=9")

@@ -126,6 +126,7 @@ def stochastic_pool(input, ws, stride=None, pad=(0, 0), *, uniform=None):
     Of exponential variates ``e_i = -log(uniform_i)`` the smallest ``e_i / a_i`` belongs to i with the
     probability ``p_i``, so the sample is where ``a_i / e_i`` is largest. Each window of its own is sampled
     as in the paper; windows that overlap share their random numbers, so they tend to sample the same element.
+    Where rounding makes two quotients equal, in one of millions of windows, their elements are added.
     """
     x = _four_dimensions("stochastic_pool", input)
     # Not the reverse comparison: a NaN is to stay one.

@@ -95,7 +95,8 @@ def test_an_image_of_one_grey_becomes_zero_with_a_finite_gradient():
         ({"size": 2.5}, ValueError, "size=2.5 is not an odd"),
         ({"sigma": 0}, ValueError, "sigma=0 is not a positive"),
         ({"threshold": -1}, ValueError, "threshold=-1 is not a finite number"),
-        ({"input": pt.dmatrix()}, TypeError, "input has 2 dimensions"),
+        ({"input": pt.dmatrix()}, TypeError, "input is Matrix"),
+        ({"input": pt.ltensor4()}, TypeError, r"input is Tensor4\(int64"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):
