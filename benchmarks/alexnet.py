@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from benchmarks.contenders import CHANNELS_LAST, COMPILED, OURS
+from benchmarks.contenders import CHANNELS_LAST, OURS
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 0.0005
 SEED, DEVIATION, DROPOUT = 23455, 0.01, 0.5
@@ -69,7 +69,7 @@ class AlexNetStep:
 
 def task(name, workload):
     """Return a function of the number of steps taken, which takes one and returns its cost."""
-    step = _ours(workload) if name == OURS else _pytorchs(workload, name)
+    step = _ours(workload) if name == OURS else _pytorchs(workload, name == CHANNELS_LAST)
     n = workload.batch_size
 
     def call(index):
@@ -105,13 +105,11 @@ def _ours(workload):
     return lambda minibatch, kept: f(minibatch.start // n, *kept)
 
 
-def _pytorchs(workload, name):
+def _pytorchs(workload, channels_last):
     import torch
     from torch import nn
 
-    from benchmarks.with_pytorch import check_compiler
-
-    layout = torch.channels_last if name == CHANNELS_LAST else torch.contiguous_format
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     images, mean, labels = map(torch.from_numpy, workload.images_and_labels())
     images, labels = images.contiguous(memory_format=layout), labels.long()
     parameters = [[torch.from_numpy(array) for array in pair] for pair in workload.initial_parameters()]
@@ -145,19 +143,13 @@ def _pytorchs(workload, name):
         fused=True,
     )
 
-    def loss_of(x, y, kept6, kept7):
-        hidden = convolutions(x - mean)
+    def step(minibatch, kept):
+        kept6, kept7 = map(torch.from_numpy, kept)
+        optimizer.zero_grad()
+        hidden = convolutions(images[minibatch] - mean)
         hidden = nn.functional.relu(fc6(hidden)) * kept6
         hidden = nn.functional.relu(fc7(hidden)) * kept7
-        return nn.functional.cross_entropy(output(hidden), y)
-
-    if name == COMPILED:
-        check_compiler()
-        loss_of = torch.compile(loss_of, dynamic=False)
-
-    def step(minibatch, kept):
-        optimizer.zero_grad()
-        loss = loss_of(images[minibatch], labels[minibatch], *map(torch.from_numpy, kept))
+        loss = nn.functional.cross_entropy(output(hidden), labels[minibatch])
         loss.backward()
         optimizer.step()
         return loss.detach()

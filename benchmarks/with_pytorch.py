@@ -22,7 +22,7 @@ class Network:
         self._loss = self._nll
         self._predict = self.model
         if way == "compile":
-            check_compiler()
+            _check_compiler()
             self._loss = torch.compile(self._nll, dynamic=False)
             self._predict = torch.compile(self.model, dynamic=False)
 
@@ -101,7 +101,7 @@ def _model(workload):
     return model
 
 
-def check_compiler():
+def _check_compiler():
     candidates = [os.environ.get("CXX"), "g++", "clang++"]
     if not any(shutil.which(name) for name in candidates if name):
         raise RuntimeError("torch.compile needs a C++ compiler and found none; install g++ or set CXX")
