@@ -38,7 +38,7 @@ def momentum_updates(cost, parameters, velocities, learning_rate, momentum, weig
     Returns
     -------
     list of (shared variable, TensorVariable)
-        What `pytensor.function` takes as ``updates``.
+        What ``pytensor.function`` takes as ``updates``.
 
     Notes
     -----
