@@ -24,6 +24,7 @@ import pytensor
 
 from deeplearning_tutorial.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deeplearning_tutorial.formats import IDX_FILES, read_splits
+from deeplearning_tutorial.image_sets import read_image_sets
 from deeplearning_tutorial.models import read_model
 from deeplearning_tutorial.parameters import ABOUT, json_array, load_parameters
 from deeplearning_tutorial.results import TrainingResult, Validation
@@ -38,6 +39,11 @@ SPLITS = {
     "y_train": np.arange(6, dtype=np.uint8),
     "x_test": RNG.integers(256, size=(1, 784), dtype=np.uint8) // 200,
     "y_test": np.array([7], np.uint8),
+}
+IMAGES = {
+    f"{split}_{kind}": RNG.integers(3, size=(n, 5, 6, 3)[: 4 if kind == "x" else 1], dtype=np.uint8)
+    for split, n in (("train", 2), ("valid", 1), ("test", 1))
+    for kind in "xy"
 }
 MODEL = {"layer.W": np.arange(6, dtype=np.float32).reshape(2, 3), "layer.b": np.ones(3, np.float32)}
 
@@ -124,6 +130,12 @@ def _read_splits(path):
     for x, y in read_splits(path):
         assert x.dtype == np.float32 and x.shape == (len(y), 784) and x.min() >= 0 and x.max() <= 1
         assert y.dtype == np.int32 and y.min() >= 0 and y.max() <= 9
+
+
+def _read_images(path):
+    for x, y in read_image_sets(path, 5, 3):
+        assert x.shape == (len(y), 3, 5, 5) and np.isfinite(x).all()
+        assert y.dtype == np.int32 and y.min() >= 0 and y.max() < 3
 
 
 _VARIABLES = {name: pytensor.shared(value) for name, value in MODEL.items()}
@@ -252,6 +264,7 @@ READERS = {
     "idx": Reader(_idx_seeds(), [*_MAGIC, *_SIZES, *_GZIP], _write_idx, _read_splits),
     "npz": Reader(_npz_seeds(SPLITS), [*_ZIP, *_NPY, *_SIZES], _npz_writer(SPLITS), _read_splits),
     "pickle": Reader(_pickle_seeds(), [*_OPCODES, *_NAMES, *_SIZES, *_GZIP], _write_pickle, _read_splits),
+    "images": Reader(_npz_seeds(IMAGES), [*_ZIP, *_NPY, *_SIZES], _npz_writer(IMAGES), _read_images),
     "checkpoint": Reader(
         _npz_seeds(CHECKPOINT), [*_ZIP, *_NPY, *_SIZES, *_JSON], _npz_writer(CHECKPOINT), read_checkpoint
     ),
