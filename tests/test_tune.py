@@ -151,7 +151,7 @@ def test_another_search_space_or_argument_is_refused(capsys):
 def test_a_space_may_come_from_a_file():
     Path("space.toml").write_text('rate = {low = 0.1, high = 0.9}\nkind = {choices = ["plain", "unfit"]}')
     arguments = ["--space", "space.toml", "--search", "sizes.0=3,5", "--n-trials", "6", "--csv", "trials.csv"]
-    assert tune.main(["scripted", *arguments, "--sampler-seed", "2"]) == 0
+    assert tune.main(["scripted", *arguments, "--sampler-seed", "1"]) == 0
     rows = list(csv.DictReader(Path("trials.csv").read_text().splitlines()))
     assert {row["kind"] for row in rows} == {"plain", "unfit"}
     assert {row["sizes.0"] for row in rows} == {"3", "5"}
