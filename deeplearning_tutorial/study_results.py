@@ -116,13 +116,13 @@ def configuration_of(study):
 
 def check_plots(folder):
     """Raise ImportError or OSError if `write_plots` could not draw into ``folder``."""
-    _require_matplotlib()
     folder = Path(folder).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(f"plots={str(folder)!r}: {str(there)!r} is no folder; give another one")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"plots={str(folder)!r}: {str(there)!r} cannot be written; give another folder")
+    _require_matplotlib()
 
 
 def write_plots(folder, study):
