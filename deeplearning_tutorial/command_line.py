@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from deeplearning_tutorial import datasets
 
+# The default first.
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
 _NO_DEFAULT = inspect.Parameter.empty
 # What changes nothing about the figures.
@@ -60,7 +61,6 @@ def run(function, description, published, minibatches, *, summary=None):
             help="Print the layers, their outputs, parameters and connections, and exit; no data is read.",
         )
     arguments = vars(parser.parse_args())
-    required = [name for name, parameter in _parameters(function).items() if parameter.default is _NO_DEFAULT]
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
     summary_only = arguments.pop("summary", False)
     configure(arguments)
@@ -70,10 +70,10 @@ def run(function, description, published, minibatches, *, summary=None):
         if summary_only:
             print(summary(**arguments))
             return
-        missing = [name for name in required if name not in arguments]
+        missing = [name for name in required(function) if name not in arguments]
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)}")
-        if "dataset" not in arguments:
+        if "dataset" not in arguments and takes_mnist(function):
             arguments["dataset"] = mnist_or_sample()
         with _lines_to(quiet, as_json):
             result = function(**arguments, progress=not quiet)
@@ -131,14 +131,15 @@ def add_parameters(parser, function, without=()):
     without : collection of str
         Parameters that get no flag.
     """
-    documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params}
+    documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__ or "").params}
     for name, parameter in _parameters(function).items():
         if name in without:
             continue
         default = parameter.default
+        described = (documented.get(name) or "").replace("%", "%%")
         if default is _NO_DEFAULT:
             # Whether it is there is checked later: a summary does without.
-            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=documented[name])
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=described)
             continue
         many = isinstance(default, tuple)
         if isinstance(default, bool):
@@ -153,7 +154,7 @@ def add_parameters(parser, function, without=()):
             f"--{name.replace('_', '-')}",
             dest=name,
             default=argparse.SUPPRESS,
-            help=f"{documented[name]} (default: {_written(default)})".replace("%", "%%"),
+            help=f"{described} (default: {_written(default).replace('%', '%%')})".lstrip(),
             **kind,
         )
 
@@ -210,7 +211,11 @@ def _parameters(function):
 
 
 def _type_of(default):
-    return str if default is None else type(default)
+    return _text_or_none if default is None else type(default)
+
+
+def _text_or_none(text):
+    return None if text == "none" else text
 
 
 def _written(default):
@@ -259,10 +264,21 @@ def _set_threads(threads):
     threadpool_limits(threads)
 
 
+def required(function):
+    """List the parameters of a training function that have no default."""
+    return [name for name, parameter in _parameters(function).items() if parameter.default is _NO_DEFAULT]
+
+
+def takes_mnist(function):
+    """Tell whether a training function's data is MNIST where none is given."""
+    dataset = inspect.signature(function).parameters.get("dataset")
+    return dataset is not None and dataset.default == datasets.MNIST
+
+
 def mnist_or_sample():
     """Return where MNIST lies, or else, after saying so on stderr, where the sample does."""
     try:
-        return datasets.locate("mnist.pkl.gz")
+        return datasets.locate(datasets.MNIST)
     except datasets.DatasetNotFoundError as error:
         sample = datasets.sample_path()
         print(

@@ -8,6 +8,7 @@ On the command line, each ``NAME=`` and a domain:
     activation=tanh,relu              one of these
     "nkerns=6 16 120,8 24 120"        one of these tuples, each written as the script's flag takes it
     filter_sizes.0=5,7                the tuple's first element alone
+    normalisation=none,contrast       none is None where that is the default, in the file "none"
 
 In a TOML file:
 
@@ -21,6 +22,7 @@ In a TOML file:
 import math
 import tomllib
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 _TRUTH = {"true": True, "false": False}
@@ -72,8 +74,9 @@ class Choices:
         return ",".join(map(as_text, self.values))
 
     def suggest(self, trial, name):
-        """Have an Optuna trial choose one, which knows a tuple by its text."""
-        labels = {as_text(value) if isinstance(value, tuple) else value: value for value in self.values}
+        """Have an Optuna trial choose one, which knows a tuple, and None, by its text."""
+        by_text = tuple, type(None)
+        labels = {as_text(value) if isinstance(value, by_text) else value: value for value in self.values}
         return labels[trial.suggest_categorical(name, list(labels))]
 
 
@@ -172,7 +175,7 @@ def as_text(value):
     """Write a value as the script's flag takes it, and `parse_searches` a choice."""
     if isinstance(value, (tuple, list)):
         return " ".join(map(as_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _flattened(tables):
@@ -227,6 +230,12 @@ def _range(low, high, log, step):
         raise ValueError(f"a logarithmic range begins above 0, not with {low}")
     if step is not None and (log or step <= 0):
         raise ValueError(f"a step of {step} is not possible here; use a positive one, without log")
+    if step is not None:
+        # In decimals, as they are written: 0.1 to 0.5 is four steps of 0.1.
+        first, last, each = (Decimal(str(number)) for number in (low, high, step))
+        if (last - first) % each:
+            fitting = first + max(1, round((last - first) / each)) * each
+            raise ValueError(f"steps of {step} from {low} do not meet {high}; end e.g. with {fitting}")
     return Range(low, high, log, step)
 
 
@@ -258,6 +267,8 @@ def _converter(name, defaults):
         kind = str if like is None else type(like)
         if isinstance(value, str):
             value = value.strip()
+            if like is None and value == "none":
+                return None
             if kind is bool:
                 value = _TRUTH.get(value.lower(), value)
             elif kind is not str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import shlex
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.command_line import MODES
 from deeplearning_tutorial.search_space import as_text
 from deeplearning_tutorial.study_storage import require_optuna
 from deeplearning_tutorial.study_worker import counting
@@ -86,16 +88,41 @@ def write_csv(path, rows):
     write_atomically(path, text.getvalue().encode())
 
 
-def command_of(script, arguments):
-    """Return the command that trains a script with ``arguments``, a dict."""
-    words = ["python", "-m", script]
+def command_of(script, arguments, required=()):
+    """Return the command that trains a script with ``arguments``, a dict; those ``required`` have no flag."""
+    words = ["python", "-m", script, *(str(arguments[name]) for name in required)]
     for name, value in arguments.items():
+        if name in required:
+            continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []
         else:
             words += [flag, *(as_text(value).split() if isinstance(value, (tuple, list)) else [str(value)])]
     return shlex.join(words)
+
+
+def configuration_of(study):
+    """Return the flags, as a dict, for a study's precision and back end where they are not the defaults."""
+    fixed = study.user_attrs.get("settings", {}).get("fixed", {})
+    flags = {}
+    if fixed.get("floatX") == "float64":
+        flags["floatX"] = "float64"
+    # PyTensor's own configuration may have set one that the flag does not know.
+    if fixed.get("mode") in MODES[1:]:
+        flags["mode"] = fixed["mode"]
+    return flags
+
+
+def check_plots(folder):
+    """Raise ImportError or OSError if `write_plots` could not draw into ``folder``."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"plots={str(folder)!r}: {str(there)!r} is no folder; give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"plots={str(folder)!r}: {str(there)!r} cannot be written; give another folder")
+    _require_matplotlib()
 
 
 def write_plots(folder, study):
@@ -118,10 +145,7 @@ def write_plots(folder, study):
         If matplotlib is not installed.
     """
     optuna = require_optuna()
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the plots need matplotlib; install it with pip install matplotlib") from error
+    matplotlib = _require_matplotlib()
     # Before Optuna imports pyplot, which looks for a display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -153,6 +177,14 @@ def write_plots(folder, study):
         pyplot.close(figure)
         written.append(path)
     return written
+
+
+def _require_matplotlib():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("the plots need matplotlib; install it with pip install matplotlib") from error
+    return matplotlib
 
 
 def _without_the_withdrawn(optuna, study):

@@ -104,8 +104,8 @@ def open_study(storage, name, settings=None):
     storage : optuna.storages.BaseStorage
     name : str
     settings : dict of str to dict, optional
-        What makes results comparable; JSON can hold it. A study keeps what it was made with. Without
-        ``settings`` it must exist.
+        What makes results comparable; JSON can hold it. A study keeps what it was made with, unless all
+        its trials failed. Without ``settings`` it must exist.
 
     Returns
     -------
@@ -124,6 +124,12 @@ def open_study(storage, name, settings=None):
             raise ValueError(f"study={name!r} is not in this storage; there: {there}")
         return optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    trials = study.get_trials(deepcopy=False)
+    begun_with = study.user_attrs.get("settings")
+    if begun_with not in (None, settings) and trials and all(trial.state.name == "FAIL" for trial in trials):
+        # Nothing came of what it began with, yet Optuna would go on to demand the same choices.
+        optuna.delete_study(study_name=name, storage=storage)
+        study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     if not study.user_attrs:
         study.set_user_attr("settings", settings)
     there = study.user_attrs.get("settings", {})

@@ -108,6 +108,7 @@ class Worker:
         # Of each trial that runs, its last sign and when that was first seen.
         self._last_heard = {}
         self._interrupted = False
+        self._putting_back = False
 
     def run(self):
         """Run trials; return when the study has all of them, or raise what ended one."""
@@ -117,7 +118,8 @@ class Worker:
     def _interrupt(self, signum, frame):
         # Noted, too, for where a compiler calls Python back, an exception is printed and forgotten.
         self._interrupted = True
-        raise KeyboardInterrupt
+        if not self._putting_back:
+            raise KeyboardInterrupt
 
     def _run(self):
         while True:
@@ -140,21 +142,29 @@ class Worker:
 
     def _run_one(self):
         if self.seed is not None:
-            # Anew for each trial, so that a study that was stopped goes on as it would have.
+            # Anew for each trial, so that a study that was stopped between two goes on as it would have.
+            # Ctrl-C within one leaves a trial more, and what follows is drawn differently.
             state = np.random.SeedSequence([*self.seed, len(self.study.get_trials(deepcopy=False))])
             self.study.sampler = self._optuna.samplers.TPESampler(seed=int(state.generate_state(1)[0]))
         trial = self.study.ask()
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError), _Signs(trial, self.silence / 4):
-            if sum(other.number < trial.number for other in counting(self.study)) >= self.n_trials:
+            earlier = sum(other.number < trial.number for other in counting(self.study))
+            if earlier >= self.n_trials and "retry_of" not in trial.user_attrs:
                 # Another worker took the last one at the same moment.
                 return self._withdraw(trial, "surplus")
             try:
                 state, value = self._train(trial)
             except KeyboardInterrupt:
-                if self._withdraw(trial, "interrupted"):
-                    self.study.enqueue_trial(trial.params, _lineage(trial, more=0))
+                with self._without_interrupts():
+                    if self._withdraw(trial, "interrupted"):
+                        self.study.enqueue_trial(trial.params, _lineage(trial, more=0))
                 raise
             except self._optuna.exceptions.OptunaError:
+                raise
+            except ValueError:
+                self._withdraw(trial, "refused")
+                told = "no trial has worked yet; correct the arguments, or try others with the same command"
+                print(told, file=sys.stderr, flush=True)
                 raise
             except Exception as error:
                 trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
@@ -186,6 +196,10 @@ class Worker:
             with redirect_stdout(io.StringIO()):
                 result = self.experiment(SimpleNamespace(**arguments), channel)
         except (ValueError, DivergenceError) as error:
+            trials = self.study.get_trials(deepcopy=False)
+            if isinstance(error, ValueError) and not any(other.intermediate_values for other in trials):
+                # Nothing has worked so far, so it may be what all trials have in common.
+                raise
             # These arguments are no good; others may be.
             reason = str(error).partition(". ")[0]
             result = getattr(error, "result", None)
@@ -226,8 +240,18 @@ class Worker:
 
     def _retry(self, trial):
         """Fail a trial, and have it tried again unless that was done too often."""
-        if self._fail(trial.number) and trial.user_attrs.get("retries", 0) < MAX_RETRIES:
-            self.study.enqueue_trial(trial.params, _lineage(trial, more=1))
+        with self._without_interrupts():
+            if self._fail(trial.number) and trial.user_attrs.get("retries", 0) < MAX_RETRIES:
+                self.study.enqueue_trial(trial.params, _lineage(trial, more=1))
+
+    @contextmanager
+    def _without_interrupts(self):
+        """Have an interrupt wait, or a trial that has failed may not be enqueued again."""
+        self._putting_back = True
+        try:
+            yield
+        finally:
+            self._putting_back = False
 
     def _fail(self, number):
         try:

@@ -33,17 +33,17 @@ from pathlib import Path
 import numba
 import pytensor
 
-from deeplearning_tutorial import command_line
+from deeplearning_tutorial import command_line, study_results
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
 from deeplearning_tutorial.parameters import check_writable
-from deeplearning_tutorial.search_space import merge, parse_searches, read_space
-from deeplearning_tutorial.study_results import command_of, rows_of, table, write_csv, write_plots
+from deeplearning_tutorial.search_space import Range, merge, parse_searches, read_space
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
 from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
 from deeplearning_tutorial.training_files import back_end
 
 _INTERRUPTED = 130
+_NO_DEFAULT = inspect.Parameter.empty
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Files of one run have no place in a study of many.
 _WITHOUT = command_line.FILES - {"dataset"}
@@ -73,17 +73,20 @@ def _run(argv):
         parser.error("the script comes first")
     module, experiment = _load(argv[0])
     parser = _parser()
+    own = vars(parser.parse_args(argv[:1]))
+    names = inspect.signature(experiment.function).parameters.keys() - _WITHOUT - command_line.UNSET
+    if taken := sorted(names & (own.keys() | {"help", "floatX", "mode", "threads"})):
+        raise ValueError(f"{argv[0]} has a parameter {taken[0]}, which is an option of tune; rename it")
     command_line.add_parameters(parser.add_argument_group(f"of {argv[0]}"), experiment.function, _WITHOUT)
     command_line.add_configuration(parser)
     arguments = vars(parser.parse_args(argv))
-    own = vars(_parser().parse_args(argv[:1]))
     options = argparse.Namespace(**{name: arguments.pop(name) for name in own})
     _check(options)
     study_name = options.study or argv[0].rpartition(".")[2]
     storage = options.storage or f"sqlite:///{study_name}.db"
     if options.show:
         with open_storage(storage, create=False) as opened:
-            return _report(options, module, open_study(opened, study_name))
+            return _report(options, module, experiment, open_study(opened, study_name))
 
     threads_given = "threads" in arguments
     command_line.configure(arguments)
@@ -111,7 +114,7 @@ def _run(argv):
             silence=options.silence,
             seed=None if options.sampler_seed is None else (options.sampler_seed, options.worker or 0),
         )
-        study.pruner = make_pruner(options.pruner, (defaults | fixed).get("n_epochs"))
+        study.pruner = make_pruner(options.pruner, _most_epochs(space, defaults | fixed))
         if options.worker is not None:
             worker.run()
             return 0
@@ -121,7 +124,7 @@ def _run(argv):
             worker.run()
         else:
             _run_workers(argv, options.workers, threads_given)
-        return _report(options, module, study)
+        return _report(options, module, experiment, study)
 
 
 def _parser():
@@ -145,7 +148,12 @@ def _parser():
         "(default: sqlite:///STUDY.db)",
     )
     add("--pruner", choices=PRUNERS, default="median", help="ends trials early (default: %(default)s)")
-    add("--sampler-seed", type=int, metavar="SEED", help="of the choice of trials (default: a new one)")
+    add(
+        "--sampler-seed",
+        type=int,
+        metavar="SEED",
+        help="of the choice of trials; give each machine its own (default: a new one)",
+    )
     add(
         "--silence",
         type=float,
@@ -169,23 +177,24 @@ def _check(options):
         check_seed("sampler_seed", options.sampler_seed, 1)
     if options.csv is not None:
         check_writable(options.csv, "csv")
+    if options.plots is not None:
+        study_results.check_plots(options.plots)
 
 
 def _load(script):
     """Return a script's module name and its experiment."""
     for name in (f"deeplearning_tutorial.{script}", script):
         try:
-            experiment = importlib.import_module(name).experiment
+            module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             # Not where it is something that the script imports.
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
-        except AttributeError:
-            break
-        else:
-            if hasattr(experiment, "function"):
-                return name, experiment
-            break
+            continue
+        experiment = getattr(module, "experiment", None)
+        if hasattr(experiment, "function"):
+            return name, experiment
+        break
     raise ValueError(
         f"{script!r} has no experiment; use e.g. convolutional_mlp, or a module with "
         "experiment = experiments.experiment_of(its training function)"
@@ -196,7 +205,11 @@ def _defaults(function):
     """List what can be searched, with its defaults."""
     parameters = inspect.signature(function).parameters.values()
     unsearched = command_line.FILES | command_line.UNSET
-    return {each.name: each.default for each in parameters if each.name not in unsearched}
+    return {
+        each.name: each.default
+        for each in parameters
+        if each.name not in unsearched and each.default is not _NO_DEFAULT
+    }
 
 
 def _fixed(function, given, space):
@@ -209,18 +222,28 @@ def _fixed(function, given, space):
             raise ValueError(f"{name} is searched and given; leave out one of them")
         if dot:
             given.setdefault(parameter, defaults[parameter])
-    if defaults.get("dataset") is inspect.Parameter.empty and "dataset" not in given:
-        raise ValueError("the script needs a dataset; give its path after the script's name")
-    if "dataset" in defaults and "dataset" not in given:
+    if missing := [name for name in command_line.required(function) if name not in given]:
+        raise ValueError(f"the script needs {' and '.join(missing)}; give it after the script's name")
+    if "dataset" not in given and command_line.takes_mnist(function):
         given["dataset"] = str(command_line.mnist_or_sample())
+    elif isinstance(defaults.get("dataset"), (str, Path)) and os.path.isfile(defaults["dataset"]):
+        # Known by its content. What else a default means, the script alone knows.
+        given.setdefault("dataset", str(defaults["dataset"]))
     return given | {name: None for name in ("save", "checkpoint", "log") if name in defaults}
+
+
+def _most_epochs(space, arguments):
+    domain = space.get("n_epochs")
+    if domain is None:
+        return arguments.get("n_epochs")
+    return domain.high if isinstance(domain, Range) else max(domain.values)
 
 
 def _comparable(module, arguments, space):
     """Describe what all trials share: data by content, for a path may differ from machine to machine."""
     left_out = command_line.FILES | space.keys()
     described = {name: value for name, value in arguments.items() if name not in left_out}
-    if "dataset" in arguments:
+    if arguments.get("dataset") is not None:
         described["data"] = _data_of(importlib.import_module(module), arguments["dataset"])
     described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
     return json.loads(json.dumps(described))
@@ -261,19 +284,22 @@ def _run_workers(argv, n_workers, threads_given):
         raise KeyboardInterrupt
 
 
-def _report(options, module, study):
-    rows = rows_of(study)
-    print(table(rows))
-    if rows and rows[0]["state"] == "complete":
+def _report(options, module, experiment, study):
+    rows = study_results.rows_of(study)
+    print(study_results.table(rows))
+    is_complete = bool(rows) and rows[0]["state"] == "complete"
+    if is_complete:
         best = study.trials[rows[0]["trial"]]
-        print(f"\nThe best again:\n  {command_of(module, best.user_attrs['arguments'])}")
+        arguments = best.user_attrs["arguments"] | study_results.configuration_of(study)
+        command = study_results.command_of(module, arguments, command_line.required(experiment.function))
+        print(f"\nThe best again:\n  {command}")
     if options.csv is not None:
-        write_csv(Path(options.csv), rows)
+        study_results.write_csv(Path(options.csv), rows)
     if options.plots is not None:
-        for path in write_plots(options.plots, study):
+        for path in study_results.write_plots(options.plots, study):
             print(path, file=sys.stderr)
     n_finished = sum(row["state"] not in ("running", "waiting") for row in rows)
-    return 0 if options.show or n_finished >= options.n_trials else 1
+    return 0 if options.show or (n_finished >= options.n_trials and is_complete) else 1
 
 
 if __name__ == "__main__":

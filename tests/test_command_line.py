@@ -488,3 +488,15 @@ def test_a_script_prints_the_same_under_each_back_end(lenets_first_epoch, mode):
     printed = lenets_first_epoch(mode)
     assert "validation error" in printed
     assert printed == lenets_first_epoch("NUMBA")
+
+
+def test_mnist_takes_the_place_of_no_other_default(monkeypatch):
+    def train(dataset="stars", scaling=None, kind=None, *, progress=False):
+        raise ValueError(f"{dataset} {scaling!r} {kind!r}")
+
+    monkeypatch.setattr(command_line, "mnist_or_sample", lambda: pytest.fail("MNIST is looked for"))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--scaling", "none", "--kind", "unit"])
+    with pytest.raises(SystemExit) as ended, pytensor.config.change_flags(floatX=pytensor.config.floatX):
+        command_line.run(train, "", {}, ())
+    # It has no docstring, either; and the text none is None where that is the default.
+    assert ended.value.code == "ValueError: stars None 'unit'"

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import scripted
 
-from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
+from deeplearning_tutorial import alexnet, convolutional_mlp, lenet5, logistic_sgd, mlp
 from deeplearning_tutorial.experiments import experiment_of
 
 FUNCTIONS = {
@@ -12,6 +12,7 @@ FUNCTIONS = {
     mlp: mlp.test_mlp,
     convolutional_mlp: convolutional_mlp.evaluate_lenet5,
     lenet5: lenet5.train_lenet5,
+    alexnet: alexnet.train_alexnet,
 }
 
 

@@ -11,10 +11,12 @@ from deeplearning_tutorial.search_space import (
 )
 
 DEFAULTS = {"rate": 0.1, "n_hidden": 84, "sizes": (5, 5, 5), "kind": "tanh", "quiet": False}
+WITH_NONE = DEFAULTS | {"scaling": None}
 SPACES = [
     ("rate=0.01:0.5", "rate = {low = 0.01, high = 0.5}", "rate", Range(0.01, 0.5)),
     ("rate=log:0.01:1", "rate = {low = 0.01, high = 1, log = true}", "rate", Range(0.01, 1.0, log=True)),
-    ("n-hidden=4:9:2", "n_hidden = {low = 4, high = 9, step = 2}", "n_hidden", Range(4, 9, step=2)),
+    ("n-hidden=4:10:2", "n_hidden = {low = 4, high = 10, step = 2}", "n_hidden", Range(4, 10, step=2)),
+    ("rate=0.1:0.7:0.2", "rate = {low = 0.1, high = 0.7, step = 0.2}", "rate", Range(0.1, 0.7, step=0.2)),
     ("rate=1, 0.5", "rate = {choices = [1, 0.5]}", "rate", Choices((1.0, 0.5))),
     ("kind=tanh,relu", 'kind = {choices = ["tanh", "relu"]}', "kind", Choices(("tanh", "relu"))),
     ("quiet=true,False", "quiet = {choices = [true, false]}", "quiet", Choices((True, False))),
@@ -53,6 +55,9 @@ def test_the_command_line_and_a_file_say_the_same(tmp_path, text, toml, name, do
         ("n_hidden=3:3", "from 3 to 3"),
         ("n_hidden=1:2:3:4", "a range is LOW:HIGH"),
         ("n_hidden=1:9:0", "a step of 0"),
+        ("n_hidden=64:250:32", "steps of 32 from 64 do not meet 250; end e.g. with 256"),
+        ("n_hidden=1:2:5", "end e.g. with 6"),
+        ("rate=0.1:0.45:0.1", "steps of 0.1 from 0.1 do not meet 0.45; end e.g. with 0."),
         ("rate=log:0:1", "begins above 0, not with 0.0"),
         ("rate=log:1:2:0.1", "a step of 0.1 is not possible"),
         ("sizes=5 5", "'5 5' has not 3 elements such as sizes=5 5 5"),
@@ -119,6 +124,24 @@ def test_what_is_chosen_takes_its_place_among_the_arguments():
     assert given == {"sizes": (1, 2, 3), "kind": "relu"}
     space = parse_searches(["sizes=7 8 9,1 2 3"], DEFAULTS)
     assert suggest(space, First(), {}) == {"sizes": (7, 8, 9)}
+
+
+def test_none_is_a_choice_where_it_is_the_default(tmp_path):
+    (tmp_path / "space.toml").write_text('scaling = {choices = ["none", "unit"]}')
+    for space in (
+        parse_searches(["scaling=none,unit"], WITH_NONE),
+        read_space(tmp_path / "space.toml", WITH_NONE),
+    ):
+        assert space == {"scaling": Choices((None, "unit"))} and str(space["scaling"]) == "none,unit"
+        assert suggest(space, First(), {}) == {"scaling": None}
+    assert parse_searches(["kind=none,relu"], DEFAULTS) == {"kind": Choices(("none", "relu"))}
+
+
+def test_optuna_knows_none_by_its_text():
+    optuna = pytest.importorskip("optuna")
+    trial = optuna.trial.FixedTrial({"scaling": "none"})
+    assert suggest({"scaling": Choices((None, "unit"))}, trial, {}) == {"scaling": None}
+    assert trial.distributions["scaling"].choices == ("none", "unit")
 
 
 def test_values_are_written_as_flags_take_them():

@@ -1,8 +1,18 @@
 import csv
+import re
+import sys
 
 import pytest
 
-from deeplearning_tutorial.study_results import command_of, rows_of, table, write_csv, write_plots
+from deeplearning_tutorial.study_results import (
+    check_plots,
+    command_of,
+    configuration_of,
+    rows_of,
+    table,
+    write_csv,
+    write_plots,
+)
 
 optuna = pytest.importorskip("optuna")
 COMPLETE, PRUNED, FAIL, RUNNING = (
@@ -55,7 +65,8 @@ def test_the_best_come_first_and_what_was_withdrawn_is_not_there(study):
 
 def test_the_table_shows_percent_and_why_a_trial_ended_early(study):
     lines = table(rows_of(study)).splitlines()
-    assert lines[0].split("  ") != [] and "validation %" in lines[0] and "sizes" in lines[0]
+    titles = ["trial", "state", "validation %", "test %", "iteration", "epochs", "seconds", "rate", "sizes"]
+    assert re.split("  +", lines[0].strip()) == titles
     assert lines[1].split()[:6] == ["1", "complete", "25.0000", "26.0000", "7", "2"]
     assert lines[3].endswith("  unpromising") and lines[4].endswith("  sizes do not fit")
     assert lines[4].split()[2:6] == ["-"] * 4
@@ -102,3 +113,33 @@ def test_the_command_is_what_a_shell_takes():
     assert command_of("my.script", arguments) == (
         "python -m my.script --rate 0.25 --sizes 5 7 --resume --dataset 'my digits.npz'"
     )
+    assert command_of("my.script", arguments, ["dataset"]) == (
+        "python -m my.script 'my digits.npz' --rate 0.25 --sizes 5 7 --resume"
+    )
+
+
+@pytest.mark.parametrize(
+    "floatX, mode, flags",
+    [
+        ("float32", "NUMBA", {}),
+        ("float64", "JAX", {"floatX": "float64", "mode": "JAX"}),
+        ("float32", "CVM", {}),
+    ],
+)
+def test_a_command_has_flags_for_another_precision_and_back_end(floatX, mode, flags):
+    study = optuna.create_study()
+    assert configuration_of(study) == {}
+    study.set_user_attr("settings", {"fixed": {"floatX": floatX, "mode": mode}})
+    assert configuration_of(study) == flags
+
+
+def test_where_plots_cannot_be_drawn_is_told_before(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    check_plots(tmp_path / "new" / "plots")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file' is no folder"):
+        check_plots(tmp_path / "file" / "plots")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        check_plots(tmp_path)

@@ -31,6 +31,23 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         assert open_study(storage, "another", other).trials == []
 
 
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:{}/study.log"])
+def test_a_study_whose_trials_all_failed_begins_anew_with_other_settings(tmp_path, url):
+    with open_storage(url.format(tmp_path)) as storage:
+        study = open_study(storage, "lenet", SETTINGS)
+        trial = study.ask()
+        trial.suggest_categorical("kind", ["plain", "wrong"])
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        assert len(open_study(storage, "lenet", SETTINGS).trials) == 1
+        other = open_study(storage, "lenet", {"search": {"kind": "plain,right"}})
+        assert other.trials == [] and other.user_attrs["settings"] == {"search": {"kind": "plain,right"}}
+        trial = other.ask()
+        trial.suggest_categorical("kind", ["plain", "right"])
+        other.tell(trial, 0.5)
+        with pytest.raises(ValueError, match="goes on with what it began with"):
+            open_study(storage, "lenet", SETTINGS)
+
+
 def test_a_study_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     with open_storage(f"journal:{tmp_path}/study.log") as storage:
         with pytest.raises(ValueError, match="study='lenet' is not in this storage; there: none"):

@@ -67,11 +67,21 @@ def test_an_unpromising_trial_ends_before_its_time():
     ],
 )
 def test_arguments_that_are_no_good_end_their_trial_alone(study, kind, reason):
-    work(study, arguments={"kind": kind}, n_trials=1)
-    work(study, n_trials=2)
-    assert states(study) == ["PRUNED", "COMPLETE"]
-    assert study.trials[0].user_attrs["reason"] == reason
-    assert study.trials[0].value is None
+    work(study, n_trials=1)
+    work(study, arguments={"kind": kind}, n_trials=2)
+    work(study, n_trials=3)
+    assert states(study) == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert study.trials[1].user_attrs["reason"] == reason
+    assert study.trials[1].value is None
+
+
+def test_arguments_that_are_no_good_before_any_validation_end_the_worker_and_do_not_count(study):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="do not fit"):
+            work(study, arguments={"kind": "unfit"}, n_trials=1)
+    assert states(study) == ["FAIL"] * 2 and counting(study) == []
+    work(study, n_trials=1)
+    assert states(study) == ["FAIL"] * 2 + ["COMPLETE"]
 
 
 def test_a_trial_that_ctrl_c_interrupts_is_put_back_and_counts_once(study, ctrl_c):
@@ -136,6 +146,31 @@ def test_a_trial_whose_worker_fell_silent_is_tried_again_with_its_parameters(stu
     assert study.trials[3].user_attrs["retry_of"] == 0
     # It waited, but not much longer.
     assert 60 < clock.now < 65
+
+
+def test_a_second_ctrl_c_while_a_trial_is_put_back_loses_it_not(study, ctrl_c, monkeypatch):
+    tell = study.tell
+
+    def tell_and_interrupt(*args, **kwargs):
+        tell(*args, **kwargs)
+        ctrl_c()
+
+    monkeypatch.setattr(study, "tell", tell_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        work(study, arguments={"signalled": signal.SIGINT})
+    assert states(study) == ["FAIL", "WAITING"]
+    assert study.trials[1].user_attrs["retry_of"] == 0
+
+
+def test_a_trial_that_is_tried_again_is_never_surplus(study):
+    study.ask().suggest_float("rate", 0.1, 0.9)
+    study.tell(0, state=optuna.trial.TrialState.FAIL)
+    # Another worker began one in its place before it was put back.
+    study.ask()
+    study.enqueue_trial(study.trials[0].params, {"retry_of": 0, "retries": 1})
+    study.tell(1, state=optuna.trial.TrialState.PRUNED)
+    work(study, n_trials=2, experiment=scripted.experiment)
+    assert states(study) == ["FAIL", "PRUNED", "COMPLETE"]
 
 
 def test_a_trial_that_gives_signs_is_left_alone(study, monkeypatch):

@@ -1,4 +1,5 @@
 import csv
+import importlib
 import os
 import pwd
 import shutil
@@ -151,7 +152,7 @@ def test_another_search_space_or_argument_is_refused(capsys):
 def test_a_space_may_come_from_a_file():
     Path("space.toml").write_text('rate = {low = 0.1, high = 0.9}\nkind = {choices = ["plain", "unfit"]}')
     arguments = ["--space", "space.toml", "--search", "sizes.0=3,5", "--n-trials", "6", "--csv", "trials.csv"]
-    assert tune.main(["scripted", *arguments, "--sampler-seed", "2"]) == 0
+    assert tune.main(["scripted", *arguments, "--sampler-seed", "1"]) == 0
     rows = list(csv.DictReader(Path("trials.csv").read_text().splitlines()))
     assert {row["kind"] for row in rows} == {"plain", "unfit"}
     assert {row["sizes.0"] for row in rows} == {"3", "5"}
@@ -169,6 +170,7 @@ def test_a_space_may_come_from_a_file():
         ("scripted --search rate=1,2 --workers 0", "workers=0"),
         ("scripted --search rate=1,2 --silence 0", "silence=0.0"),
         ("scripted --search rate=1,2 --sampler-seed -1", "sampler_seed=-1"),
+        ("scripted --search rate=1,2 --plots /dev/null/plots", "'/dev/null' is no folder"),
         ("scripted --search rate=1,2 --csv nowhere/t.csv", "there is no folder 'nowhere'"),
         ("scripted --search rate=1,2 --space none.toml", "none.toml"),
         ("scripted --show", "there is no file 'scripted.db'"),
@@ -180,6 +182,77 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys, 
     assert tune.main(arguments.split()) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def own_script(tmp_path, monkeypatch):
+    """Write a module of the user's, which ends each run with the error that its arguments are."""
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    (tmp_path / "modules").mkdir()
+
+    def write(parameters, first=""):
+        monkeypatch.delitem(sys.modules, "own", raising=False)
+        importlib.invalidate_caches()
+        (tmp_path / "modules" / "own.py").write_text(
+            f"{first}\nfrom deeplearning_tutorial.experiments import experiment_of\n"
+            f"def train({parameters}, *, channel=None):\n    raise ValueError(locals())\n"
+            "experiment = experiment_of(train)\n"
+        )
+
+    return write
+
+
+def test_a_dataset_of_ones_own_by_default_is_kept(own_script, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "mnist_or_sample", lambda: pytest.fail("MNIST is looked for"))
+    command = ["own", "--search", "rate=1,2", "--sampler-seed", "1"]
+    own_script("rate=0.5, dataset='stars'")
+    assert tune.main(command) == 1
+    assert "'dataset': 'stars'" in capsys.readouterr().err
+    # Where it is a file, its content is part of the study.
+    Path("stars").write_text("one")
+    assert tune.main(command) == 1
+    with open_storage("sqlite:///own.db") as storage:
+        assert "data" in open_study(storage, "own").user_attrs["settings"]["fixed"]
+
+
+def test_what_a_script_of_ones_own_lacks_is_told(own_script, capsys):
+    command = ["own", "--search", "rate=1,2"]
+    for parameters, first, message in [
+        ("dataset, size, rate=0.5", "", "the script needs dataset and size"),
+        ("rate=0.5, workers=3", "", "own has a parameter workers, which is an option of tune"),
+        ("rate=0.5, mode='fast'", "", "own has a parameter mode, which is an option of tune"),
+        ("rate=0.5", "import nosuchmodule", "No module named 'nosuchmodule'"),
+    ]:
+        own_script(parameters, first)
+        assert tune.main(command) == 1
+        assert message in capsys.readouterr().err
+    assert not Path("own.db").exists()
+    own_script("rate=0.5", "import os; os.nothing")
+    with pytest.raises(AttributeError, match="nothing"):
+        tune.main(command)
+    own_script("size, rate=0.5")
+    assert tune.main(["own", "--search", "size=1,2"]) == 1
+    assert "'size' is no parameter that can be searched; use rate" in capsys.readouterr().err
+
+
+def test_a_fixed_argument_that_does_not_fit_ends_the_command_and_the_corrected_one_runs(capsys):
+    assert tune_scripted("--n-trials", 2, "--kind", "unfit") == 1
+    assert "ValueError: sizes=(5, 7) do not fit" in capsys.readouterr().err
+    assert tune_scripted("--n-trials", 2) == 0
+
+
+def test_a_study_without_a_complete_trial_ends_with_status_1():
+    assert tune_scripted("--n-trials", 1, "--kind", "diverged") == 1
+
+
+def test_hyperband_is_told_the_most_epochs_that_are_searched(monkeypatch, capsys):
+    def make_pruner(name, n_epochs):
+        raise ValueError(f"told {n_epochs}")
+
+    monkeypatch.setattr(tune, "make_pruner", make_pruner)
+    for searched, most in [("n_epochs=3:9:2", 9), ("n_epochs=4,2", 4), ("rate=0.1:0.9", 3)]:
+        assert tune.main(["scripted", "--search", searched, "--storage", f"journal:{most}"]) == 1
+        assert f"told {most}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--show", "scripted"]])
