@@ -1,7 +1,8 @@
-"""AlexNet, the network of 2012, on images of your own: five convolutions, two hidden layers, a softmax.
+r"""AlexNet, the network of 2012, on images of your own: five convolutions, two hidden layers, a softmax.
 
     python -m deeplearning_tutorial.alexnet images.npz                      # the paper's sizes, 1000 classes
-    python -m deeplearning_tutorial.alexnet images.npz --n-classes 10 --image-side 67 --stride 2
+    python -m deeplearning_tutorial.alexnet images.npz --n-classes 10 --image-side 67 --stride 2 \
+        --deviation 0.03 --learning-rate 0.001                              # small images
     python -m deeplearning_tutorial.alexnet --summary                       # its layers; nothing is trained
 
 images.npz holds the arrays train_x, train_y, valid_x, valid_y, test_x and test_y: images as bytes of shape
