@@ -66,13 +66,12 @@ def open_storage(url, create=True):
         raise ValueError(
             f"storage={url!r} is no URL; use e.g. sqlite:///study.db or journal:study.log"
         ) from None
+    # A trial may outlast what a server grants a silent connection, so none is kept.
+    options = {"poolclass": sqlalchemy.pool.NullPool}
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite:
         _check_file(address.database or "", create)
-        options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
-    else:
-        # A trial may outlast what a server grants a silent connection.
-        options = {"pool_pre_ping": True}
+        options["connect_args"] = {"timeout": _SQLITE_TIMEOUT}
     storage = None
     give_up = time.monotonic() + _CREATION_TIMEOUT
     while storage is None:

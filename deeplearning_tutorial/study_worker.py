@@ -308,3 +308,5 @@ class _Signs:
                 self._trial.set_user_attr("sign", n)
             n += 1
             self._stopped.wait(self._interval)
+        # A thread has a connection of its own.
+        self._trial.storage.remove_session()
