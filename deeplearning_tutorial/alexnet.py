@@ -20,10 +20,8 @@ With fewer filters and units signals fade on their way up unless --deviation gro
 67x67 were learned with --deviation 0.03 --learning-rate 0.001.
 """
 
-import inspect
 import itertools
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytensor
@@ -41,6 +39,7 @@ from deeplearning_tutorial.checks import (
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.image_sets import read_image_sets
+from deeplearning_tutorial.layer_summary import from_arguments
 from deeplearning_tutorial.momentum import momentum_updates, zero_velocities
 from deeplearning_tutorial.parameters import named_parameters
 from deeplearning_tutorial.training_files import TrainingFiles
@@ -252,8 +251,7 @@ def architecture_of(arguments):
     ValueError
         If an argument is out of range, or a layer does not fit the one below.
     """
-    parameters = inspect.signature(train_alexnet).parameters
-    return AlexNet(**{f.name: arguments.get(f.name, parameters[f.name].default) for f in fields(AlexNet)})
+    return from_arguments(AlexNet, train_alexnet, arguments)
 
 
 def summary(**arguments):

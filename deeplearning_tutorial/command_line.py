@@ -26,7 +26,7 @@ FILES = {"dataset", "save", "checkpoint", "resume", "log"}
 # Parameters without a flag.
 UNSET = {"progress", "channel"}
 # As a shell reports a program that Ctrl-C has ended.
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def run(function, description, published, minibatches, *, summary=None):
@@ -87,7 +87,7 @@ def run(function, description, published, minibatches, *, summary=None):
     if as_json and result is not None:
         print(_as_json(function, arguments, result, interrupt is not None))
     if interrupt is not None:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if quiet and not as_json:
         print(result.summary())
     elif not quiet and defaults_used and result.minibatches == minibatches:
@@ -132,7 +132,7 @@ def add_parameters(parser, function, without=()):
         Parameters that get no flag.
     """
     documented = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__ or "").params}
-    for name, parameter in _parameters(function).items():
+    for name, parameter in parameters_of(function).items():
         if name in without:
             continue
         default = parameter.default
@@ -205,7 +205,8 @@ def configure(arguments):
         _set_threads(arguments.pop("threads"))
 
 
-def _parameters(function):
+def parameters_of(function):
+    """Return the parameters of a training function that a command line gives, by name."""
     parameters = inspect.signature(function).parameters
     return {name: parameter for name, parameter in parameters.items() if name not in UNSET}
 
@@ -266,7 +267,7 @@ def _set_threads(threads):
 
 def required(function):
     """List the parameters of a training function that have no default."""
-    return [name for name, parameter in _parameters(function).items() if parameter.default is _NO_DEFAULT]
+    return [name for name, parameter in parameters_of(function).items() if parameter.default is _NO_DEFAULT]
 
 
 def takes_mnist(function):

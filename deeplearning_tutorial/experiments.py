@@ -6,9 +6,6 @@ what the experiment needs, and the channel is how a running experiment and its s
 
 import inspect
 
-# What an experiment sets itself.
-_NOT_FROM_STATE = {"channel"}
-
 
 def experiment_of(function):
     """Make the function ``experiment(state, channel)`` of a script.
@@ -25,7 +22,7 @@ def experiment_of(function):
     """
 
     def experiment(state, channel):
-        names = inspect.signature(function).parameters.keys() - _NOT_FROM_STATE
+        names = inspect.signature(function).parameters.keys() - {"channel"}
         arguments = {name: getattr(state, name) for name in names if hasattr(state, name)}
         return function(**arguments, channel=channel)
 

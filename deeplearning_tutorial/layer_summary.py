@@ -1,6 +1,8 @@
 """What the layers of a network are: their shapes, parameters and connections, as a table."""
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,13 @@ class LayerSummary(NamedTuple):
     parameter_shapes: Mapping[str, tuple[int, ...]] = {}
     parameters: int = 0
     connections: int = 0
+
+
+def from_arguments(architecture, function, arguments):
+    """Make an architecture, a dataclass, of arguments by name, or else the defaults of ``function``."""
+    parameters = inspect.signature(function).parameters
+    names = [field.name for field in fields(architecture)]
+    return architecture(**{name: arguments.get(name, parameters[name].default) for name in names})
 
 
 def fully_connected(name, below, n_out):

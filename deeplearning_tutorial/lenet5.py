@@ -13,9 +13,7 @@ bitmaps, which are no probabilities. The activation is tanh, not 1.7159 tanh(2x/
 factors, which are meant for targets of +1 and -1; --activation scaled_tanh has them. Pixels go from 0 to 1.
 """
 
-import inspect
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytensor
@@ -25,6 +23,7 @@ from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
+from deeplearning_tutorial.layer_summary import from_arguments
 from deeplearning_tutorial.lenet5_architecture import LeNet5
 from deeplearning_tutorial.logistic_sgd import load_data
 from deeplearning_tutorial.parameters import named_parameters
@@ -212,8 +211,7 @@ def architecture_of(arguments):
     ValueError
         If an argument is out of range, or a layer does not fit the one below.
     """
-    parameters = inspect.signature(train_lenet5).parameters
-    return LeNet5(**{f.name: arguments.get(f.name, parameters[f.name].default) for f in fields(LeNet5)})
+    return from_arguments(LeNet5, train_lenet5, arguments)
 
 
 def summary(**arguments):

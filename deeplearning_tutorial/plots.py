@@ -12,13 +12,14 @@ _DPI = 120
 _WIDTH = 480
 
 
-def require_matplotlib():
-    """Import matplotlib's ``Figure``; raise ImportError that says how to install it."""
+def require_matplotlib(what="the report needs"):
+    """Import matplotlib's ``Figure``; raise ImportError that says who needs it and how to install it."""
     try:
+        import matplotlib  # noqa: F401
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "the report needs matplotlib, which is not installed; install it with pip install matplotlib"
+            f"{what} matplotlib, which is not installed; install it with pip install matplotlib"
         ) from error
     return Figure
 

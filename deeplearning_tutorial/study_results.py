@@ -12,10 +12,12 @@ import numpy as np
 
 from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.command_line import MODES
+from deeplearning_tutorial.plots import require_matplotlib
 from deeplearning_tutorial.search_space import as_text
 from deeplearning_tutorial.study_storage import require_optuna
 from deeplearning_tutorial.study_worker import counting
 
+_NEED = "a study's plots need"
 _ERRORS = ("validation_error", "test_error")
 _COUNTS = ("iteration", "epochs")
 # Entries of a legend, which pushes the plot aside where it has one for each of many trials.
@@ -122,7 +124,7 @@ def check_plots(folder):
         raise NotADirectoryError(f"plots={str(folder)!r}: {str(there)!r} is no folder; give another one")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"plots={str(folder)!r}: {str(there)!r} cannot be written; give another folder")
-    _require_matplotlib()
+    require_matplotlib(_NEED)
 
 
 def write_plots(folder, study):
@@ -145,7 +147,9 @@ def write_plots(folder, study):
         If matplotlib is not installed.
     """
     optuna = require_optuna()
-    matplotlib = _require_matplotlib()
+    require_matplotlib(_NEED)
+    import matplotlib
+
     # Before Optuna imports pyplot, which looks for a display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -177,14 +181,6 @@ def write_plots(folder, study):
         pyplot.close(figure)
         written.append(path)
     return written
-
-
-def _require_matplotlib():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the plots need matplotlib; install it with pip install matplotlib") from error
-    return matplotlib
 
 
 def _without_the_withdrawn(optuna, study):

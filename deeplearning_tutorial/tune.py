@@ -20,7 +20,6 @@ Given on other machines, too, it has them join in, where the storage is one that
 import argparse
 import hashlib
 import importlib
-import inspect
 import io
 import json
 import os
@@ -42,8 +41,6 @@ from deeplearning_tutorial.study_storage import open_storage, open_study, requir
 from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
 from deeplearning_tutorial.training_files import back_end
 
-_INTERRUPTED = 130
-_NO_DEFAULT = inspect.Parameter.empty
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Files of one run have no place in a study of many.
 _WITHOUT = command_line.FILES - {"dataset"}
@@ -63,7 +60,7 @@ def main(argv=None):
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here", file=sys.stderr)
-        return _INTERRUPTED
+        return command_line.INTERRUPTED
 
 
 def _run(argv):
@@ -74,7 +71,7 @@ def _run(argv):
     module, experiment = _load(argv[0])
     parser = _parser()
     own = vars(parser.parse_args(argv[:1]))
-    names = inspect.signature(experiment.function).parameters.keys() - _WITHOUT - command_line.UNSET
+    names = command_line.parameters_of(experiment.function).keys() - _WITHOUT
     if taken := sorted(names & (own.keys() | {"help", "floatX", "mode", "threads"})):
         raise ValueError(f"{argv[0]} has a parameter {taken[0]}, which is an option of tune; rename it")
     command_line.add_parameters(parser.add_argument_group(f"of {argv[0]}"), experiment.function, _WITHOUT)
@@ -203,19 +200,16 @@ def _load(script):
 
 def _defaults(function):
     """List what can be searched, with its defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    unsearched = command_line.FILES | command_line.UNSET
-    return {
-        each.name: each.default
-        for each in parameters
-        if each.name not in unsearched and each.default is not _NO_DEFAULT
-    }
+    unsearched = command_line.FILES.union(command_line.required(function))
+    parameters = command_line.parameters_of(function).items()
+    return {name: parameter.default for name, parameter in parameters if name not in unsearched}
 
 
 def _fixed(function, given, space):
     """Return the arguments of every trial: what was given, the data, no files, tuples searched in part."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
+    parameters = command_line.parameters_of(function).items()
+    defaults = {name: parameter.default for name, parameter in parameters}
     for name in space:
         parameter, dot, _ = name.partition(".")
         if not dot and name in given:
