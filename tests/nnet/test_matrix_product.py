@@ -50,6 +50,19 @@ def test_every_size_around_the_tiles_in_every_memory_order(product):
         check(f, np.asfortranarray(a), np.asfortranarray(b))
 
 
+@pytest.mark.parametrize("cols", [2, 10, 12])
+def test_few_columns_pass_over_zeros_but_not_over_what_is_not_finite(product, cols):
+    f, dtype = product
+    a, b = RNG.normal(size=(9, 90)).astype(dtype), RNG.normal(size=(90, cols)).astype(dtype)
+    a[:, :70] = 0
+    a[3, 40], a[5, 2], a[6, 30] = 1, np.nan, np.inf
+    finite = np.isfinite(a).all(axis=1)
+    check(f, a[finite], b)
+    assert np.isnan(f(a, b)[5]).all() and not np.isfinite(f(a, b)[6]).any()
+    b[0, 1] = np.inf
+    assert np.isnan(f(a, b)[finite, 1]).all()
+
+
 def test_strided_views_are_taken(product):
     f, dtype = product
     a, b = RNG.normal(size=(40, 60)).astype(dtype), RNG.normal(size=(60, 45)).astype(dtype)

@@ -1,8 +1,9 @@
 """Rewrites of PyTensor graphs for the Numba back end.
 
 ``conv_pool_fusion`` recognises max-pooling of a convolution, with bias, tanh and gradients;
-``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient. They put one Op in
-the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
+``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient, to which
+``linear_log_likelihood`` adds the product with the weights below, if nothing is below these. They put one Op
+in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
 descent. ``vector_tanh`` and ``matrix_product`` put a faster tanh and a product of matrices that shares the
 kernels' threads in place of PyTensor's. They are switched off like any of PyTensor's rewrites::
 
@@ -15,6 +16,7 @@ The flag acts on PyTensor's default mode, not on one that ``mode=`` names.
 from pytensor.compile.mode import optdb
 
 from deeplearning_tutorial.nnet.rewrites.conv_pool import ConvPoolFusion
+from deeplearning_tutorial.nnet.rewrites.linear_log_likelihood import LinearLogLikelihoodRewriter
 from deeplearning_tutorial.nnet.rewrites.log_likelihood import LogLikelihoodFusion
 from deeplearning_tutorial.nnet.rewrites.matrix_product import (
     MatrixProductRewriter,
@@ -32,6 +34,7 @@ optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
 # After the simplifications of products, before elementwise Ops are merged into loops, at 48.
 optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)
+optdb.register("linear_log_likelihood", LinearLogLikelihoodRewriter, "numba", position=20.5)
 optdb.register("weight_update", WeightUpdateRewriter, "numba", position=21)
 optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)
 # Where PyTensor lets its products of matrices overwrite an input.

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from pytensor.gradient import pullback
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.scalar.basic import Add, Tanh
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Sum
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
@@ -18,7 +18,7 @@ from deeplearning_tutorial.nnet.conv_pool import (
     plain_conv2d,
 )
 from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
-from deeplearning_tutorial.nnet.rewrites.pattern import matches
+from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise, matches
 
 
 class ConvPoolFusion(GraphRewriter):
@@ -43,7 +43,7 @@ def _is_fusable_pool(node):
         and op.stride == op.ws
         and op.pad == (0, 0)
         and op.ws[0] * op.ws[1] <= MAX_POSITIONS
-        and _applies(node.inputs[0], Conv2d)
+        and applies(node.inputs[0], Conv2d)
         and node.inputs[0].owner.op == plain_conv2d(Conv2d, node.inputs[0].owner.op.filter_flip)
     )
 
@@ -65,7 +65,7 @@ def _fuse(fgraph, pool_node):
     for node in conv_gradients:
         if node.op not in fused_gradients or node.inputs[:2] != conv_node.inputs:
             return
-        if not _applies(node.inputs[2], MaxPoolGrad):
+        if not applies(node.inputs[2], MaxPoolGrad):
             return
 
     output, bias, tanh = _find_bias_and_tanh(fgraph, pooled, pool_gradients)
@@ -115,19 +115,19 @@ def _find_bias_and_tanh(fgraph, pooled, pool_gradients):
     """
     output, bias = pooled, None
     node = _only_client(fgraph, pooled, pool_gradients)
-    if node is not None and _is_elemwise(node, Add):
+    if is_elementwise(node, Add):
         bias = _bias_added(node, pooled)
         if bias is not None:
             output = node.out
             node = _only_client(fgraph, output, [])
-    tanh = node is not None and _is_elemwise(node, Tanh)
+    tanh = is_elementwise(node, Tanh)
     return (node.out if tanh else output), bias, tanh
 
 
 def _bias_added(node, pooled):
     """Return the vector of one bias per filter that ``node`` adds to ``pooled``, or None."""
     others = [variable for variable in node.inputs if variable is not pooled]
-    if len(node.inputs) != 2 or len(others) != 1 or not _applies(others[0], DimShuffle):
+    if len(node.inputs) != 2 or len(others) != 1 or not applies(others[0], DimShuffle):
         return None
     [spread] = others
     if spread.owner.op.new_order != ("x", 0, "x", "x") or spread.type.broadcastable[1]:
@@ -142,12 +142,3 @@ def _only_client(fgraph, variable, ignored):
 
 def _clients(fgraph, variable):
     return list(dict.fromkeys(node for node, _index in fgraph.clients[variable]))
-
-
-def _applies(variable, op_class):
-    return variable.owner is not None and isinstance(variable.owner.op, op_class)
-
-
-def _is_elemwise(node, scalar_op_class):
-    return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, scalar_op_class)
-

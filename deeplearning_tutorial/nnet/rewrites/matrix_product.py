@@ -9,6 +9,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
 
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
 
 # A product with fewer columns has ways of its own.
 MIN_COLUMNS = 32
@@ -44,8 +45,10 @@ def weight_update(fgraph, node):
     if weights.ndim != 2 or weights.dtype != node.out.dtype or (weights.type.shape[1] or 0) < MIN_COLUMNS:
         return None
     rate, gradient = _scaled(step)
+    if rate is None:
+        return None
     product, decay = _without_decay(gradient, weights)
-    if rate is None or product.owner is None or not isinstance(product.owner.op, MatrixProduct):
+    if not applies(product, MatrixProduct):
         return None
     if any(len(fgraph.clients[variable]) > 1 for variable in (step, gradient, product)):
         return None
@@ -56,7 +59,7 @@ def weight_update(fgraph, node):
 
 def _without_decay(gradient, weights):
     """Split ``other + decay * weights``; the decay is zero if ``gradient`` is not such a sum."""
-    if _is_elemwise(gradient, Add) and len(gradient.owner.inputs) == 2:
+    if is_elementwise(gradient.owner, Add) and len(gradient.owner.inputs) == 2:
         for other, penalty in (gradient.owner.inputs, gradient.owner.inputs[::-1]):
             decay, decaying = _scaled(penalty)
             if decaying is weights:
@@ -67,18 +70,11 @@ def _without_decay(gradient, weights):
 
 def _scaled(variable):
     """Return the factor, of shape (1, 1), and what it multiplies; None twice if there is no such factor."""
-    if _is_elemwise(variable, Mul) and len(variable.owner.inputs) == 2:
+    if is_elementwise(variable.owner, Mul) and len(variable.owner.inputs) == 2:
         for factor, other in (variable.owner.inputs, variable.owner.inputs[::-1]):
             if factor.type.broadcastable == (True, True):
                 return factor, other
     return None, None
-
-
-def _is_elemwise(variable, scalar_op_class):
-    node = None if variable is None else variable.owner
-    if node is None or not isinstance(node.op, Elemwise):
-        return False
-    return isinstance(node.op.scalar_op, scalar_op_class)
 
 
 @node_rewriter([WeightUpdate()], inplace=True)

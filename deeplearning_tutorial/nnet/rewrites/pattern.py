@@ -1,10 +1,12 @@
 """Compare parts of graphs.
 
-What to look for is written as PyTensor itself writes it, whose gradients differ from release to release.
+What is large to look for is written as PyTensor itself writes it, whose gradients differ from release to
+release.
 """
 
 import numpy as np
 from pytensor.graph.basic import Constant
+from pytensor.tensor.elemwise import Elemwise
 
 
 def matches(pattern, variable, found):
@@ -22,3 +24,14 @@ def matches(pattern, variable, found):
     return len(inputs) == len(pattern_inputs) and all(
         matches(*pair, found) for pair in zip(pattern_inputs, inputs, strict=True)
     )
+
+
+def applies(variable, op_class):
+    """Tell whether ``variable`` is computed by an Op of ``op_class``."""
+    return variable.owner is not None and isinstance(variable.owner.op, op_class)
+
+
+def is_elementwise(node, scalar_op_class):
+    """Tell whether ``node``, which may be None, applies an elementwise Op of that kind."""
+    op = None if node is None else node.op
+    return isinstance(op, Elemwise) and isinstance(op.scalar_op, scalar_op_class)

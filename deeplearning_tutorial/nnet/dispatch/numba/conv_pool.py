@@ -39,6 +39,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_weights,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    all_finite,
     block_of,
     keep,
     kernel_njit,
@@ -56,7 +57,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 32
+CACHE_VERSION = 33
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -88,15 +89,6 @@ def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols
             for i in range(col * step, col * step + seen):
                 alive |= columns[i] != 0
             live[row, col] = alive
-
-
-@kernel_njit
-def all_finite(values):
-    """Tell whether none is infinite or NaN, which times zero would not be zero."""
-    finite = True
-    for value in values:
-        finite &= np.isfinite(value)
-    return finite
 
 
 @cache

@@ -52,6 +52,10 @@ class Emitter:
         """Load an int32, to index with."""
         return self.builder.sext(self.builder.load(pointer), INDEX)
 
+    def trailing_zeros(self, bits):
+        """Position of the lowest bit that is set; at least one must be."""
+        return self.builder.cttz(bits, ir.IntType(1)(1))
+
     def length(self, array_type, array):
         shape = self.context.make_array(array_type)(self.context, self.builder, array).shape
         return self.builder.extract_value(shape, 0)

@@ -178,6 +178,16 @@ def block_of(block, blocks, items):
     return block * items // blocks, (block + 1) * items // blocks
 
 
+@kernel_njit
+def all_finite(values):
+    """Tell whether none is infinite or NaN, which times zero would not be zero."""
+    finite = True
+    # Numba does not make vectors of ``for value in values``.
+    for i in range(len(values)):
+        finite &= np.isfinite(values[i])
+    return finite
+
+
 def parallel(arguments, version, *parameters, uses=()):
     """Make a kernel of ``body(block, blocks, *arguments)``.
 

@@ -9,7 +9,15 @@ from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    all_finite,
+    block_of,
+    keep,
+    kernel_njit,
+    parallel,
+    register_kernel,
+    unowned,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     INNER_COLUMNS,
     INNER_ROWS,
@@ -17,13 +25,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     TILE_HALVES,
     convolve_tile,
     inner_tile,
+    list_vectors,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, descend
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 15
+CACHE_VERSION = 16
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -116,15 +125,20 @@ def inner_block(block, blocks, a, transposed, out):
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
+    scratch = (np.empty(inner // (REGISTER_BYTES // a.itemsize), np.int32),)
+    (places,) = unowned(scratch)
+    every = not all_finite(transposed.reshape(transposed.size))
     # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
     step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
     for start in range(begin, end, step):
         row = min(start, end - step)
+        count = list_vectors(places, a, row * a_step, row_step * a_step, inner, every)
         for col in range(0, cols, INNER_COLUMNS):
             inner_tile(
-                out, row * cols + col, row_step * cols, a, row * a_step, row_step * a_step,
-                transposed, col * inner, inner, inner, min(INNER_COLUMNS, cols - col),
+                out, row * cols + col, row_step * cols, 1, a, row * a_step, row_step * a_step,
+                transposed, col * inner, inner, places, count, inner, min(INNER_COLUMNS, cols - col),
             )  # fmt: skip
+    keep(scratch)
 
 
 @kernel_njit
@@ -134,6 +148,16 @@ def in_row_order(b):
         return b
     out = np.empty(b.shape, b.dtype)
     copy_block(max(1, b.size // COPY_ELEMENTS), b, out)
+    return out
+
+
+@kernel_njit
+def transposed_columns(b):
+    """Return a copy of a narrow matrix with its columns as rows."""
+    b = in_row_order(b)
+    inner, cols = b.shape
+    out = np.empty((cols, inner), b.dtype)
+    transpose(out, 0, inner, b, 0, steps(b)[0], inner, cols)
     return out
 
 
@@ -164,10 +188,7 @@ def multiply(block, blocks, a, b, out, update, weights, rate, decay):
     if update:
         multiply_tiles(a, b, out, update, weights, rate, decay)
     elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
-        b = in_row_order(b)
-        transposed = np.empty((cols, inner), b.dtype)
-        transpose(transposed, 0, inner, b, 0, steps(b)[0], inner, cols)
-        inner_block(max(1, rows // BLOCK_ROWS), a, transposed, out)
+        inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(b), out)
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
         transposed = np.empty((cols, rows), a.dtype)
         multiply_tiles(b.T, a.T, transposed, update, weights, rate, decay)

@@ -1,0 +1,190 @@
+"""Numba kernel of the log-likelihood of labels under a linear classifier, with its gradients.
+
+A chunk of examples is multiplied by the weights and, while it is in the cache, by the gradient of its scores.
+Vectors of zeros, the background of digits, are passed over.
+"""
+
+import numpy as np
+from numba import types
+
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    all_finite,
+    block_of,
+    keep,
+    kernel_inline,
+    kernel_njit,
+    parallel,
+    register_kernel,
+    unowned,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.matrix_product import (
+    copy_block,
+    in_row_order,
+    steps,
+    transposed_columns,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+    INNER_COLUMNS,
+    INNER_ROWS,
+    OUTER_COLUMNS,
+    add_outer_rows,
+    inner_tile,
+    list_vectors,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_exp_of_negative
+from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
+
+# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
+CACHE_VERSION = 1
+
+# Examples in a block, each of which has a gradient of its own to add to the others.
+BLOCK_ROWS = 128
+# Examples that stay in the cache, with the weights and their gradient; at most 64 groups of INNER_ROWS.
+CHUNK_ROWS = 32
+
+
+@kernel_inline
+def softmax_columns(scores, b, labels, log_likelihoods, totals):
+    """Replace the scores, less ``b``, by exponentials; the softmax is these over their ``totals``.
+
+    ``scores`` is (classes, rows): neighbouring elements belong to different examples, so all loops make
+    vectors. There may be more rows than labels.
+    """
+    classes, rows = scores.shape
+    maxima = np.empty(rows, scores.dtype)
+    for r in range(rows):
+        maxima[r] = -np.inf
+        totals[r] = 0
+    for c in range(classes):
+        for r in range(rows):
+            scores[c, r] += b[c]
+            maxima[r] = max(maxima[r], scores[c, r])
+    for c in range(classes):
+        for r in range(rows):
+            scores[c, r] -= maxima[r]
+    for r in range(len(labels)):
+        log_likelihoods[r] = scores[labels[r], r]
+    vector_exp_of_negative(scores, 0, scores, 0, scores.size)
+    for c in range(classes):
+        for r in range(rows):
+            totals[r] += scores[c, r]
+    for r in range(len(labels)):
+        log_likelihoods[r] -= np.log(totals[r])
+
+
+@parallel(
+    lambda real: (
+        real[:, :], real[:, ::1], real[::1], types.int64[::1], real[::1], real[::1], real[:, :, ::1],
+        types.float64[:, ::1],
+    ),
+    CACHE_VERSION,
+)  # fmt: skip
+def rows_block(
+    block, blocks, x, weights, b, labels, output_gradient, log_likelihoods, gradients, bias_gradients
+):
+    """Work on a block of examples; ``weights`` and ``gradients`` are (..., classes, features)."""
+    classes, features = weights.shape
+    x_step, _ = steps(x)
+    n_vectors = features // (REGISTER_BYTES // x.itemsize)
+    scratch = (
+        np.zeros((classes, CHUNK_ROWS), x.dtype),
+        np.empty(CHUNK_ROWS, x.dtype),
+        np.empty((CHUNK_ROWS, classes), x.dtype),
+        np.empty(n_vectors, np.int32),
+        np.empty(n_vectors, np.int64),
+    )
+    scores, totals, score_gradients, places, masks = unowned(scratch)
+    gradients[block] = 0
+    bias_gradients[block] = 0
+    # Zero times what is not finite is not zero.
+    every = not all_finite(weights.reshape(weights.size))
+    # As few columns in the last tile as in the others would leave it waiting for its sums.
+    tiles = (classes + INNER_COLUMNS - 1) // INNER_COLUMNS
+    tile_columns = (classes + tiles - 1) // tiles
+
+    begin, end = block_of(block, blocks, len(labels))
+    for first in range(begin, end, CHUNK_ROWS):
+        n = min(CHUNK_ROWS, end - first)
+        masks[:] = 0
+        for r in range(0, n, INNER_ROWS):
+            # A single row is multiplied twice.
+            step = 1 if r + INNER_ROWS <= n else 0
+            at = (first + r) * x_step
+            count = list_vectors(places, x, at, step * x_step, features, every)
+            for i in range(count):
+                masks[places[i]] |= np.int64(1) << (r // INNER_ROWS)
+            for c in range(0, classes, tile_columns):
+                inner_tile(
+                    scores, c * CHUNK_ROWS + r, step, CHUNK_ROWS, x, at, step * x_step,
+                    weights, c * features, features,
+                    places, count, features, min(tile_columns, classes - c),
+                )  # fmt: skip
+        rows = slice(first, first + n)
+        softmax_columns(scores, b, labels[rows], log_likelihoods[rows], totals)
+
+        score_gradients[:] = 0
+        for r in range(n):
+            here = output_gradient[first + r if len(output_gradient) > 1 else 0]
+            factor = -here / totals[r]
+            for c in range(classes):
+                score_gradients[r, c] = factor * scores[c, r]
+            score_gradients[r, labels[first + r]] += here
+            for c in range(classes):
+                bias_gradients[block, c] += score_gradients[r, c]
+        if not all_finite(score_gradients.reshape(score_gradients.size)):
+            masks[:] = (np.int64(1) << ((n + INNER_ROWS - 1) // INNER_ROWS)) - 1
+        for c in range(0, classes, OUTER_COLUMNS):
+            add_outer_rows(
+                gradients, (block * classes + c) * features, features, x, first * x_step, x_step, masks,
+                score_gradients, c, classes, n, features, min(OUTER_COLUMNS, classes - c),
+                CHUNK_ROWS * x_step,
+            )  # fmt: skip
+    keep(scratch)
+
+
+@kernel_njit
+def labels_of(y, classes, examples):
+    """Return the labels counted from the first class; raise IndexError where there is no such class."""
+    if len(y) > examples:
+        raise IndexError("there are more labels than examples")
+    labels = np.empty(len(y), np.int64)
+    for i in range(len(y)):
+        if not -classes <= y[i] < classes:
+            raise IndexError("a label is not one of the classes")
+        labels[i] = y[i] if y[i] >= 0 else y[i] + classes
+    return labels
+
+
+@register_kernel(LinearLogLikelihood)
+def make_linear_log_likelihood(op, node, **kwargs):
+    """Compile `LinearLogLikelihood`."""
+    copy_block.load(node.outputs[0].dtype)
+    rows_block.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def linear_log_likelihood(x, W, b, y, output_gradient):
+        features, classes = W.shape
+        if x.shape[1] != features or len(b) != classes:
+            raise ValueError("x, W and b do not fit each other", x.shape, W.shape, len(b))
+        if len(output_gradient) not in (1, len(y)):
+            raise ValueError("output_gradient has another length than y")
+        labels = labels_of(y, classes, len(x))
+        # The gradients of no example at all are zeros, which a block writes.
+        blocks = max(1, len(y) // BLOCK_ROWS)
+        gradients = np.empty((blocks, classes, features), x.dtype)
+        bias_gradients = np.empty((blocks, classes))
+        log_likelihoods = np.empty(len(y), x.dtype)
+        rows_block(
+            blocks, in_row_order(x), transposed_columns(W), np.ascontiguousarray(b), labels,
+            np.ascontiguousarray(output_gradient), log_likelihoods, gradients, bias_gradients,
+        )  # fmt: skip
+        for block in range(1, blocks):
+            vector_add(gradients, 0, gradients, block * W.size, W.size)
+            vector_add(bias_gradients, 0, bias_gradients, block * classes, classes)
+        gradient = np.empty(W.shape, x.dtype)
+        transpose(gradient, 0, classes, gradients, 0, features, classes, features)
+        return log_likelihoods, gradient, bias_gradients[0].astype(x.dtype)
+
+    return linear_log_likelihood, CACHE_VERSION

@@ -1,0 +1,40 @@
+"""Log-likelihood of labels under a linear classifier, with its gradients, in one pass over the examples."""
+
+import numpy as np
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+from pytensor.tensor import tensor
+
+
+class LinearLogLikelihood(Op):
+    """Compute the log-likelihoods of labels, and the gradients of the classifier's parameters.
+
+    With ``scores = dot(x, W) + b`` the outputs are ``log(softmax(scores, axis=1))[arange(len(y)), y]`` and
+    the gradients of ``sum(output_gradient * log_likelihoods)`` with respect to ``W`` and ``b``. ``x`` is
+    (batch, features), ``W`` (features, classes), ``b`` (classes,). ``y`` holds at most ``batch`` integers, of
+    which a negative one counts from the last class; ``output_gradient`` is as long as ``y``, or (1,) where
+    all have the same. A training step reads its minibatch from main memory, and here only once.
+    """
+
+    __props__ = ()
+
+    def make_node(self, x, W, b, y, output_gradient):
+        log_likelihoods = tensor(dtype=x.dtype, shape=y.type.shape)
+        return Apply(self, [x, W, b, y, output_gradient], [log_likelihoods, W.type(), b.type()])
+
+    def infer_shape(self, *args):
+        _, W_shape, b_shape, y_shape, _ = args[-1]
+        return [y_shape, W_shape, b_shape]
+
+    def perform(self, node, inputs, outputs):
+        x, W, b, y, output_gradient = inputs
+        x, rows = x[: len(y)], np.arange(len(y))
+        scores = np.dot(x, W) + b
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        totals = exponentials.sum(axis=1, keepdims=True)
+        gradient = -output_gradient[:, np.newaxis] * (exponentials / totals)
+        gradient[rows, y] += output_gradient
+        outputs[0][0] = (shifted - np.log(totals))[rows, y]
+        outputs[1][0] = np.dot(x.T, gradient)
+        outputs[2][0] = gradient.sum(axis=0)

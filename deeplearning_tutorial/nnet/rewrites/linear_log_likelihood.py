@@ -1,0 +1,73 @@
+"""Let the log-likelihood under a linear classifier and its gradients read the examples once."""
+
+from pytensor.graph.rewriting.basic import node_rewriter, out2in
+from pytensor.graph.traversal import ancestors
+from pytensor.scalar.basic import Add
+from pytensor.tensor.elemwise import DimShuffle
+from pytensor.tensor.math import Sum
+
+from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
+
+# With more classes the tiles of a matrix product are filled, and examples stay in registers longer.
+MAX_CLASSES = 31
+
+
+@node_rewriter([LogLikelihood])
+def linear_log_likelihood(fgraph, node):
+    """Replace the log-likelihood where the scores serve nothing else but the gradients of ``W`` and ``b``.
+
+    That is the classifier of logistic regression, whose examples are data. Above a hidden layer the scores'
+    gradient also goes on to that layer.
+    """
+    scores, y = node.inputs
+    log_likelihoods, softmax = node.outputs
+    product, b = _product_and_bias(scores)
+    gradient_node = _only_client(fgraph, softmax)
+    if product is None or gradient_node is None or gradient_node.op != LogLikelihoodGrad():
+        return None
+    if _only_client(fgraph, scores) is None or _only_client(fgraph, product) is None:
+        return None
+    x, W = product.owner.inputs
+    output_gradient = gradient_node.inputs[2]
+    if (W.type.shape[1] or MAX_CLASSES + 1) > MAX_CLASSES or output_gradient.dtype != x.dtype:
+        return None
+    # The weight of an example is needed before its log-likelihood is known.
+    if log_likelihoods in ancestors([output_gradient]):
+        return None
+    results = LinearLogLikelihood()(x, W, b, y, output_gradient)
+    replacements = {log_likelihoods: results[0]}
+    for client, _ in fgraph.clients[gradient_node.out]:
+        if isinstance(client.op, MatrixProduct) and _is_transposed(client.inputs[0], x):
+            replacements[client.out] = results[1]
+        elif isinstance(client.op, Sum) and client.op.axis == (0,) and client.out.dtype == b.dtype:
+            replacements[client.out] = results[2]
+        else:
+            return None
+    return replacements if results[1] in replacements.values() else None
+
+
+def _product_and_bias(scores):
+    """Return the two terms of ``dot(x, W) + b``, or None twice."""
+    if is_elementwise(scores.owner, Add) and len(scores.owner.inputs) == 2:
+        for product, spread in (scores.owner.inputs, scores.owner.inputs[::-1]):
+            if applies(product, MatrixProduct) and applies(spread, DimShuffle):
+                [b] = spread.owner.inputs
+                if spread.owner.op.new_order == ("x", 0) and b.dtype == product.dtype:
+                    return product, b
+    return None, None
+
+
+def _is_transposed(variable, x):
+    node = variable.owner
+    return applies(variable, DimShuffle) and node.op.new_order == (1, 0) and node.inputs[0] is x
+
+
+def _only_client(fgraph, variable):
+    clients = fgraph.clients[variable]
+    return clients[0][0] if len(clients) == 1 else None
+
+
+LinearLogLikelihoodRewriter = out2in(linear_log_likelihood)
