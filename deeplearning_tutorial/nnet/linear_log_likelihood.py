@@ -5,6 +5,8 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
+from deeplearning_tutorial.nnet.log_likelihood import log_likelihood, log_likelihood_grad
+
 
 class LinearLogLikelihood(Op):
     """Compute the log-likelihoods of labels, and the gradients of the classifier's parameters.
@@ -28,13 +30,6 @@ class LinearLogLikelihood(Op):
 
     def perform(self, node, inputs, outputs):
         x, W, b, y, output_gradient = inputs
-        x, rows = x[: len(y)], np.arange(len(y))
-        scores = np.dot(x, W) + b
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        exponentials = np.exp(shifted)
-        totals = exponentials.sum(axis=1, keepdims=True)
-        gradient = -output_gradient[:, np.newaxis] * (exponentials / totals)
-        gradient[rows, y] += output_gradient
-        outputs[0][0] = (shifted - np.log(totals))[rows, y]
-        outputs[1][0] = np.dot(x.T, gradient)
-        outputs[2][0] = gradient.sum(axis=0)
+        outputs[0][0], softmax = log_likelihood(np.dot(x, W) + b, y)
+        gradient = log_likelihood_grad(softmax, y, output_gradient)
+        outputs[1][0], outputs[2][0] = np.dot(x.T, gradient), gradient.sum(axis=0)

@@ -10,6 +10,23 @@ from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
 
+def log_likelihood(x, y):
+    """Compute `LogLikelihood`'s outputs with NumPy."""
+    shifted = x - x.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    totals = exponentials.sum(axis=1, keepdims=True)
+    return (shifted - np.log(totals))[np.arange(len(y)), y], exponentials / totals
+
+
+def log_likelihood_grad(softmax, y, output_gradient):
+    """Compute `LogLikelihoodGrad`'s output with NumPy."""
+    n = len(y)
+    gradient = np.zeros_like(softmax)
+    gradient[:n] = -output_gradient[:, np.newaxis] * softmax[:n]
+    gradient[np.arange(n), y] += output_gradient
+    return gradient
+
+
 class LogLikelihood(Op):
     """Compute ``log(softmax(x, axis=1))[arange(len(y)), y]`` and the softmax.
 
@@ -26,12 +43,7 @@ class LogLikelihood(Op):
         return [y_shape, x_shape]
 
     def perform(self, node, inputs, outputs):
-        x, y = inputs
-        shifted = x - x.max(axis=1, keepdims=True)
-        exponentials = np.exp(shifted)
-        totals = exponentials.sum(axis=1, keepdims=True)
-        outputs[0][0] = (shifted - np.log(totals))[np.arange(len(y)), y]
-        outputs[1][0] = exponentials / totals
+        outputs[0][0], outputs[1][0] = log_likelihood(*inputs)
 
 
 class LogLikelihoodGrad(Op):
@@ -49,9 +61,4 @@ class LogLikelihoodGrad(Op):
         return [args[-1][0]]
 
     def perform(self, node, inputs, outputs):
-        softmax, y, output_gradient = inputs
-        n = len(y)
-        gradient = np.zeros_like(softmax)
-        gradient[:n] = -output_gradient[:, np.newaxis] * softmax[:n]
-        gradient[np.arange(n), y] += output_gradient
-        outputs[0][0] = gradient
+        outputs[0][0] = log_likelihood_grad(*inputs)

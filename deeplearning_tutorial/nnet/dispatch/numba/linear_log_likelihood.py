@@ -24,7 +24,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.matrix_product import (
     steps,
     transposed_columns,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
     OUTER_COLUMNS,

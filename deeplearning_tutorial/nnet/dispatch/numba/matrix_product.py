@@ -18,15 +18,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
     unowned,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
-    TILE_COLUMNS,
-    TILE_HALVES,
-    convolve_tile,
     inner_tile,
     list_vectors,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES, convolve_tile
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, descend
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
