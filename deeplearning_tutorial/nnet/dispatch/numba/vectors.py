@@ -137,7 +137,22 @@ vector_copy = _elementwise(lambda emitter, x: x)
 vector_tanh = _elementwise(Emitter.tanh)
 vector_exp_of_negative = _elementwise(Emitter.exp_of_negative)
 vector_add = _elementwise(Emitter.sum, folds=True)
-vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
+
+
+@intrinsic
+def vector_divide(typingctx, out, out_at, x, x_at, divisors, count):
+    """Compute ``out[out_at + i] = x[x_at + i] / divisors[i]`` for i in 0..count - 1."""
+    signature = types.void(out, types.intp, x, types.intp, divisors, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, divisors_, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        divisor = emitter.pointer(divisors, divisors_, INDEX(0))
+        emitter.for_each_vector(count, [target], lambda load: [builder.fdiv(load(source), load(divisor))])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _pooling(function, nothing, divides=False):
@@ -260,40 +275,50 @@ pool_sum = _pooling(Emitter.sum, 0.0)
 pool_average = _pooling(Emitter.sum, 0.0, divides=True)
 
 
-@intrinsic
-def spread_apart(typingctx, out, out_at, x, x_at, count):
-    """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]`` and the element after it to zero, i in 0..count - 1."""
-    signature = types.void(out, types.intp, x, types.intp, types.intp)
+def _doubling(repeats):
+    """Make an intrinsic that gives each element a second one: itself where it ``repeats``, or zero."""
 
-    def codegen(context, builder, signature, arguments):
-        out_, out_at, x_, x_at, count = arguments
-        emitter = Emitter(context, builder, out.dtype)
-        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+    @intrinsic
+    def spread(typingctx, out, out_at, x, x_at, count):
+        """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]``, with its second one next, for i in 0..count - 1."""
+        signature = types.void(out, types.intp, x, types.intp, types.intp)
 
-        [(half, _)] = emitter.vectors(1)
-        lanes = INDEX(half.count)
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, count = arguments
+            emitter = Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
 
-        def spread(value):
-            zeros = ir.Constant(half, None)
-            pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
-            return emitter.shuffle(value, zeros, sum(pairs, ()))
+            [(half, _)] = emitter.vectors(1)
+            lanes = INDEX(half.count)
 
-        def one_half(i, _sums):
-            at = builder.mul(i, lanes)
-            value = emitter.load(emitter.step(source, at), half)
-            emitter.store(spread(value), emitter.step(target, builder.mul(at, INDEX(2))))
-            return []
+            def doubled(value):
+                seconds = value if repeats else ir.Constant(half, None)
+                pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
+                return emitter.shuffle(value, seconds, sum(pairs, ()))
 
-        whole = builder.udiv(count, lanes)
-        emitter.accumulate(whole, [], one_half)
-        done = builder.mul(whole, lanes)
-        rest = builder.sub(count, done)
-        value = emitter.load_first(emitter.step(source, done), half, rest)
-        place = emitter.step(target, builder.mul(done, INDEX(2)))
-        emitter.store_first(spread(value), place, builder.mul(rest, INDEX(2)))
-        return context.get_dummy_value()
+            def one_half(i, _sums):
+                at = builder.mul(i, lanes)
+                value = emitter.load(emitter.step(source, at), half)
+                emitter.store(doubled(value), emitter.step(target, builder.mul(at, INDEX(2))))
+                return []
 
-    return signature, codegen
+            whole = builder.udiv(count, lanes)
+            emitter.accumulate(whole, [], one_half)
+            done = builder.mul(whole, lanes)
+            rest = builder.sub(count, done)
+            with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
+                value = emitter.load_first(emitter.step(source, done), half, rest)
+                place = emitter.step(target, builder.mul(done, INDEX(2)))
+                emitter.store_first(doubled(value), place, builder.mul(rest, INDEX(2)))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return spread
+
+
+spread_apart = _doubling(repeats=False)
+repeat_each = _doubling(repeats=True)
 
 
 @intrinsic
