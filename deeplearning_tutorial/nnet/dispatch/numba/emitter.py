@@ -125,43 +125,25 @@ class Emitter:
     def for_each_vector(self, count, targets, compute):
         """Set ``count`` elements of each target, a vector at a time, to what ``compute(load)`` lists.
 
-        There ``load(pointer, stride=1)`` gives the elements that lie as far from ``pointer`` as those from
-        the target, or, for a stride of 2, twice as far.
+        There ``load(pointer)`` gives the elements that lie as far from ``pointer`` as those from the target.
         """
         builder = self.builder
         [(vector, _)] = self.vectors(2)
-        n_lanes = vector.count
-        whole = builder.udiv(count, INDEX(n_lanes))
-        done = builder.mul(whole, INDEX(n_lanes))
+        whole = builder.udiv(count, INDEX(vector.count))
+        done = builder.mul(whole, INDEX(vector.count))
         rest = builder.sub(count, done)
 
-        def compute_from(at, read):
-            def load(pointer, stride=1):
-                pointer = self.step(pointer, builder.mul(at, INDEX(stride)))
-                if stride == 1:
-                    return read(pointer, stride, 0)
-                # The last element read is the last one taken: nothing past the array.
-                even, odd = read(pointer, stride, 0), read(pointer, stride, n_lanes - 1)
-                return self.shuffle(even, odd, [*range(0, n_lanes, 2), *range(n_lanes + 1, 2 * n_lanes, 2)])
-
-            return compute(load)
-
-        def read_whole(pointer, stride, skipped):
-            return self.load(self.step(pointer, INDEX(skipped)), vector)
-
-        def read_rest(pointer, stride, skipped):
-            span = builder.sub(builder.mul(rest, INDEX(stride)), INDEX(stride - 1 + skipped))
-            return self.load_first(self.step(pointer, INDEX(skipped)), vector, span)
-
         def one_vector(i, _sums):
-            at = builder.mul(i, INDEX(n_lanes))
-            for target, value in zip(targets, compute_from(at, read_whole), strict=True):
+            at = builder.mul(i, INDEX(vector.count))
+            values = compute(lambda pointer: self.load(self.step(pointer, at), vector))
+            for target, value in zip(targets, values, strict=True):
                 self.store(value, self.step(target, at))
             return []
 
         self.accumulate(whole, [], one_vector)
         with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
-            for target, value in zip(targets, compute_from(done, read_rest), strict=True):
+            values = compute(lambda pointer: self.load_first(self.step(pointer, done), vector, rest))
+            for target, value in zip(targets, values, strict=True):
                 self.store_first(value, self.step(target, done), rest)
 
     def sum(self, a, b):
@@ -169,9 +151,9 @@ class Emitter:
 
     def larger(self, a, b):
         """Return the larger one, or a NaN where one is, as NumPy."""
-        wins = self.builder.fcmp_ordered(">", b, a)
-        nan = self.builder.fcmp_unordered("uno", b, b)
-        return self.builder.select(self.builder.or_(wins, nan), b, a)
+        # The inner choice is one instruction on x86.
+        larger = self.builder.select(self.builder.fcmp_ordered(">", b, a), b, a)
+        return self.builder.select(self.builder.fcmp_unordered("uno", b, b), b, larger)
 
     def shuffle(self, a, b, lanes):
         """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""

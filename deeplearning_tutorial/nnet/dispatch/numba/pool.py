@@ -25,6 +25,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
     pool_average,
     pool_maximum,
     pool_sum,
+    repeat_each,
     spread_apart,
     vector_add,
     vector_copy,
@@ -39,7 +40,7 @@ from deeplearning_tutorial.nnet.pool import (
 )
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 12
+CACHE_VERSION = 14
 
 BLOCKS = 64
 
@@ -119,13 +120,14 @@ def fill_divisors(layout, rows, divisors):
 
 
 @cache
-def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates):
+def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=False):
     """Make a kernel that visits each row of windows.
 
-    It calls ``visit(layout, i, row, top, bottom, lines, divisors, arrays)``, where the windows of row ``row``
-    of map ``i`` span ``[top, bottom)``, without padding. ``lines`` is scratch, in which ``elsewhere`` stands
-    until a visit writes there: a line for each row of a window and 3 more, as long as a row of the padded
-    input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
+    It calls ``visit(layout, i, row, n, top, bottom, lines, divisors, arrays)``, where the windows of row
+    ``row`` of map ``i`` span ``[top, bottom)``, without padding. It is to do ``n`` rows of windows; these are
+    more than 1 only for a kernel that does all `rows_at_once`. ``lines`` is scratch, in which ``elsewhere``
+    stands until a visit writes there: a line for each row of a window and 3 more, as long as a row of the
+    padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
     """
 
     @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), CACHE_VERSION, visit.__name__)
@@ -141,16 +143,33 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates):
             if accumulates:
                 fill(arrays[-1][i].reshape(layout.rows * layout.cols), 0)
             # Without columns of windows there is nothing to visit.
-            for row in range(layout.out_rows if starts else 0):
+            row = 0 if starts else layout.out_rows
+            while row < layout.out_rows:
                 first = row * layout.stride_rows - layout.pad_rows
                 top, bottom = max(first, 0), min(first + layout.window_rows, layout.rows)
                 if bottom - top != rows:
                     rows = bottom - top
                     fill_divisors(layout, rows, divisors)
-                visit(layout, i, row, top, bottom, lines, divisors, arrays)
+                n = rows_at_once(layout, first) if at_once else 1
+                visit(layout, i, row, n, top, bottom, lines, divisors, arrays)
+                row += n
         keep(scratch)
 
     return rows_block
+
+
+@kernel_njit
+def overhangs(layout):
+    """Tell whether windows hang over the ends of a row, and need a padded copy of it."""
+    return layout.pad_cols > 0 or window_starts(layout) + layout.window_cols - 1 > layout.cols
+
+
+@kernel_njit
+def rows_at_once(layout, first):
+    """Rows of windows, from the one whose windows begin in row ``first``, that lie in the map as it is."""
+    if first < 0 or overhangs(layout) or layout.stride_cols > 2:
+        return 1
+    return max(1, (layout.rows - layout.window_rows - first) // layout.stride_rows + 1)
 
 
 @kernel_njit
@@ -161,30 +180,32 @@ def fill(values, value):
 
 
 def pooling(combine, combine_first):
-    """Make ``pool(layout, x, i, top, bottom, lines, out, at, divisors)``, which pools a row of windows.
+    """Make ``pool(layout, x, i, n, top, bottom, lines, out, at, divisors)``, which pools rows of windows.
 
     Where windows lie further apart ``combine_first`` does what ``combine`` does without dividing.
     """
     divides = combine is not combine_first
 
     @kernel_inline
-    def pool(layout, x, i, top, bottom, lines, out, at, divisors):
+    def pool(layout, x, i, n, top, bottom, lines, out, at, divisors):
         cols, rows, starts = layout.cols, bottom - top, window_starts(layout)
         source, first, step = x.reshape(x.size), (i * layout.rows + top) * cols, cols
-        if layout.pad_cols or starts + layout.window_cols - 1 > cols:
+        if overhangs(layout):
             source, first, step = lines.reshape(lines.size), 0, lines.shape[1]
             for r in range(rows):
                 vector_copy(lines, r * step + layout.pad_cols, x, (i * layout.rows + top + r) * cols, cols)
         width, stride, n_windows = layout.window_cols, layout.stride_cols, layout.out_cols
         if stride <= 2:
-            combine(out, at, source, first, step, rows, width, stride, divisors, n_windows)
+            line_step = layout.stride_rows * step
+            combine(out, at, source, first, step, n, line_step, rows, width, stride, divisors, n_windows)
         else:
             # As if a window started at each column: in vectors that is faster than the few that do.
             last = len(lines) - 1
-            combine_first(lines, last * lines.shape[1], source, first, step, rows, width, 1, divisors, starts)
+            line_at = last * lines.shape[1]
+            combine_first(lines, line_at, source, first, step, 1, 0, rows, width, 1, divisors, starts)
             pick(layout, lines[last], out, at)
             if divides:
-                vector_divide(out, at, divisors, 0, n_windows)
+                vector_divide(out, at, out, at, divisors, n_windows)
 
     return pool
 
@@ -216,38 +237,42 @@ def place(layout, line, row, row_at):
 
 
 @kernel_inline
-def maximum(layout, i, row, top, bottom, lines, divisors, arrays):
+def maximum(layout, i, row, n, top, bottom, lines, divisors, arrays):
     """`Pool` in mode 'max'."""
     x, out = arrays
     at = (i * layout.out_rows + row) * layout.out_cols
-    maximum_of_windows(layout, x, i, top, bottom, lines, out, at, divisors)
+    maximum_of_windows(layout, x, i, n, top, bottom, lines, out, at, divisors)
 
 
 @kernel_inline
-def average(layout, i, row, top, bottom, lines, divisors, arrays):
+def average(layout, i, row, n, top, bottom, lines, divisors, arrays):
     """`Pool` in the other modes."""
     x, out = arrays
     at = (i * layout.out_rows + row) * layout.out_cols
-    average_of_windows(layout, x, i, top, bottom, lines, out, at, divisors)
+    average_of_windows(layout, x, i, n, top, bottom, lines, out, at, divisors)
 
 
 @kernel_inline
-def spread_average(layout, i, row, top, bottom, lines, divisors, arrays):
+def spread_average(layout, i, row, n, top, bottom, lines, divisors, arrays):
     """`AveragePoolGrad`."""
     output_gradient, gradient = arrays
     length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
-    vector_copy(lines, 0, output_gradient, at, layout.out_cols)
-    vector_divide(lines, 0, divisors, 0, layout.out_cols)
-    place(layout, lines[1], lines, 0)
-    pool_sum(
-        lines, 2 * length, lines, length + layout.pad_cols, 0, 1, layout.window_cols, 1, divisors, layout.cols
-    )
+    vector_divide(lines, 0, output_gradient, at, divisors, layout.out_cols)
+    if layout.stride_cols == layout.window_cols == 2 and not overhangs(layout):
+        # The commonest windows, of which no two share a column.
+        cols = 2 * layout.out_cols
+        repeat_each(lines, 2 * length, lines, 0, layout.out_cols)
+    else:
+        cols = layout.cols
+        place(layout, lines[1], lines, 0)
+        first, width = length + layout.pad_cols, layout.window_cols
+        pool_sum(lines, 2 * length, lines, first, 0, 1, 0, 1, width, 1, divisors, cols)
     for r in range(top, bottom):
-        vector_add(gradient, (i * layout.rows + r) * layout.cols, lines, 2 * length, layout.cols)
+        vector_add(gradient, (i * layout.rows + r) * layout.cols, lines, 2 * length, cols)
 
 
 @kernel_inline
-def give_to_maxima(layout, i, row, top, bottom, lines, divisors, arrays):
+def give_to_maxima(layout, i, row, n, top, bottom, lines, divisors, arrays):
     """`MaxPoolGrad`."""
     x, maxima, output_gradient, gradient = arrays
     length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
@@ -262,7 +287,7 @@ def give_to_maxima(layout, i, row, top, bottom, lines, divisors, arrays):
 
 
 @kernel_inline
-def take_from_maxima(layout, i, row, top, bottom, lines, divisors, arrays):
+def take_from_maxima(layout, i, row, n, top, bottom, lines, divisors, arrays):
     """`MaxPoolGradGrad`."""
     x, maxima, cotangent, out = arrays
     length, starts = lines.shape[1], window_starts(layout)
@@ -326,7 +351,8 @@ def layout_function(op):
 def make_pool(op, node, **kwargs):
     """Compile `Pool`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(*((maximum, -np.inf) if op.mode == "max" else (average, 0)), 2, False)
+    visit = (maximum, -np.inf) if op.mode == "max" else (average, 0)
+    run_blocks = over_rows_of_windows(*visit, 2, at_once=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -343,7 +369,7 @@ def make_pool(op, node, **kwargs):
 def make_average_pool_grad(op, node, **kwargs):
     """Compile `AveragePoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(spread_average, 0, 2, True)
+    run_blocks = over_rows_of_windows(spread_average, 0, 2, accumulates=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -361,7 +387,7 @@ def make_average_pool_grad(op, node, **kwargs):
 def make_max_pool_grad(op, node, **kwargs):
     """Compile `MaxPoolGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(give_to_maxima, 0, 4, True)
+    run_blocks = over_rows_of_windows(give_to_maxima, 0, 4, accumulates=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
@@ -381,7 +407,7 @@ def make_max_pool_grad(op, node, **kwargs):
 def make_max_pool_grad_grad(op, node, **kwargs):
     """Compile `MaxPoolGradGrad`."""
     layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(take_from_maxima, 0, 4, False)
+    run_blocks = over_rows_of_windows(take_from_maxima, 0, 4)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit

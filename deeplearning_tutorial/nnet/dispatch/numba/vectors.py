@@ -5,7 +5,7 @@ element. Offsets are flat and counted in elements.
 """
 
 import math
-from functools import cache, reduce
+from functools import cache, partial, reduce
 
 from llvmlite import ir
 from numba import types
@@ -22,6 +22,9 @@ SUM_ROWS = 7
 
 MASK_LANES = 8
 """Filters that `max_window` takes at once: a byte of the mask."""
+
+# So far ahead a pooling asks for what it reads once: the processor's own prefetching lags behind.
+_PREFETCH_BYTES = 4 << 10
 
 
 @intrinsic
@@ -134,44 +137,132 @@ vector_copy = _elementwise(lambda emitter, x: x)
 vector_tanh = _elementwise(Emitter.tanh)
 vector_exp_of_negative = _elementwise(Emitter.exp_of_negative)
 vector_add = _elementwise(Emitter.sum, folds=True)
-vector_divide = _elementwise(lambda emitter, a, b: emitter.builder.fdiv(a, b), folds=True)
+
+
+@intrinsic
+def vector_divide(typingctx, out, out_at, x, x_at, divisors, count):
+    """Compute ``out[out_at + i] = x[x_at + i] / divisors[i]`` for i in 0..count - 1."""
+    signature = types.void(out, types.intp, x, types.intp, divisors, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        out_, out_at, x_, x_at, divisors_, count = arguments
+        emitter = Emitter(context, builder, out.dtype)
+        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+        divisor = emitter.pointer(divisors, divisors_, INDEX(0))
+        emitter.for_each_vector(count, [target], lambda load: [builder.fdiv(load(source), load(divisor))])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _pooling(function, nothing, divides=False):
     """Make an intrinsic that combines windows by ``function(emitter, a, b)``; ``nothing`` changes nothing."""
 
     @intrinsic
-    def pool(typingctx, out, out_at, x, x_at, row_step, rows, cols, stride, divisors, count):
-        """Combine the elements of ``count`` neighbouring windows of ``rows`` rows and ``cols`` columns.
+    def pool(
+        typingctx, out, out_at, x, x_at, row_step, lines, line_step, rows, cols, stride, divisors, count
+    ):  # fmt: skip
+        """Combine the elements of windows of ``rows`` rows and ``cols`` columns, ``count`` in a line.
 
-        ``out[out_at + i]`` combines ``x[x_at + i * stride + r * row_step + c]`` for r in 0..rows - 1 and c in
-        0..cols - 1; where it ``divides`` that is divided by ``divisors[i]``. ``stride`` is 1 or 2.
+        ``out[out_at + n * count + i]`` combines ``x[x_at + n * line_step + i * stride + r * row_step + c]``
+        for r in 0..rows - 1 and c in 0..cols - 1; where it ``divides`` that is divided by ``divisors[i]``.
+        ``stride`` is 1 or 2.
         """
-        signature = types.void(out, types.intp, x, *[types.intp] * 5, divisors, types.intp)
+        signature = types.void(out, types.intp, x, *[types.intp] * 7, divisors, types.intp)
 
         def codegen(context, builder, signature, arguments):
-            out_, out_at, x_, x_at, row_step, rows, cols, window_stride, divisors_, count = arguments
+            out_, out_at, x_, x_at, row_step, lines, line_step, *window, divisors_, count = arguments
+            rows, cols, window_stride = window
             emitter = Emitter(context, builder, out.dtype)
-            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+            step = emitter.step
+            outs, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
             divisor = emitter.pointer(divisors, divisors_, INDEX(0))
             [(vector, _)] = emitter.vectors(2)
+            lanes = vector.count
 
-            def emit(stride):
-                def compute(load):
-                    def combine_row(r, totals):
-                        row = emitter.step(source, builder.mul(r, row_step))
+            def combine(first, stride, read):
+                """Combine a vector of windows from ``first`` on.
 
-                        def combine(c, totals):
-                            return [function(emitter, totals[0], load(emitter.step(row, c), stride))]
+                ``read(place, skip, width)`` loads neighbours of ``place + skip``, among the first ``width``
+                columns from ``place`` on of each window.
+                """
 
-                        return emitter.accumulate(cols, totals, combine)
+                def add_columns(begin, width):
+                    # At a stride of 2 two vectors hold even and odd columns. Of a column alone the last
+                    # element loaded is the last one taken: nothing past the array.
+                    skips = [0, lanes - 2 + width][:stride]
 
-                    [total] = emitter.accumulate(rows, [emitter.constant(nothing, vector)], combine_row)
-                    return [builder.fdiv(total, load(divisor)) if divides else total]
+                    def add(j, totals):
+                        place = step(first, builder.add(begin, builder.mul(j, INDEX(width))))
 
-                emitter.for_each_vector(count, [target], compute)
+                        def add_row(r, parts):
+                            row = step(place, builder.mul(r, row_step))
+                            emitter.prefetch(step(row, INDEX(_PREFETCH_BYTES // emitter.itemsize)))
+                            return [
+                                function(emitter, part, read(row, skip, width))
+                                for part, skip in zip(parts, skips, strict=True)
+                            ]
 
-            emitter.choose(window_stride, {1: (1,), 2: (2,)}, emit)
+                        parts = [emitter.constant(nothing, vector)] * stride
+                        parts = emitter.accumulate(rows, parts, add_row)
+                        if stride == 2:
+                            others = range(lanes + 2 - width, 2 * lanes, 2)
+                            even = emitter.shuffle(*parts, [*range(0, lanes, 2), *others])
+                            odd = emitter.shuffle(*parts, range(1, 2 * lanes, 2))
+                            parts = [even, odd][:width]
+                        return [reduce(partial(function, emitter), parts, *totals)]
+
+                    return add
+
+                total, done = [emitter.constant(nothing, vector)], INDEX(0)
+                if stride == 2:
+                    pairs = builder.lshr(cols, INDEX(1))
+                    total = emitter.accumulate(pairs, total, add_columns(INDEX(0), 2))
+                    done = builder.shl(pairs, INDEX(1))
+                return emitter.accumulate(builder.sub(cols, done), total, add_columns(done, 1))[0]
+
+            def emit_whole(stride):
+                def read(place, skip, _width):
+                    return emitter.load(step(place, INDEX(skip)), vector)
+
+                def one_line(n, _sums):
+                    target = step(outs, builder.mul(n, count))
+                    line = step(source, builder.mul(n, line_step))
+                    last = builder.sub(count, INDEX(lanes))
+
+                    def one_vector(i, _sums):
+                        # The last vector begins early and combines some windows again: nothing is masked.
+                        at = builder.mul(i, INDEX(lanes))
+                        at = builder.select(builder.icmp_signed("<", at, last), at, last)
+                        total = combine(step(line, builder.mul(at, INDEX(stride))), stride, read)
+                        if divides:
+                            total = builder.fdiv(total, emitter.load(step(divisor, at), vector))
+                        emitter.store(total, step(target, at))
+                        return []
+
+                    vectors = builder.udiv(builder.add(count, INDEX(lanes - 1)), INDEX(lanes))
+                    return emitter.accumulate(vectors, [], one_vector)
+
+                emitter.accumulate(lines, [], one_line)
+
+            def emit_few(stride):
+                def read(place, skip, width):
+                    taken = builder.add(builder.mul(count, INDEX(stride)), INDEX(width - stride - skip))
+                    return emitter.load_first(step(place, INDEX(skip)), vector, taken)
+
+                def one_line(n, _sums):
+                    total = combine(step(source, builder.mul(n, line_step)), stride, read)
+                    if divides:
+                        total = builder.fdiv(total, emitter.load_first(divisor, vector, count))
+                    emitter.store_first(total, step(outs, builder.mul(n, count)), count)
+                    return []
+
+                emitter.accumulate(lines, [], one_line)
+
+            with builder.if_else(builder.icmp_signed("<", count, INDEX(lanes))) as ways:
+                for way, emit in zip(ways, (emit_few, emit_whole), strict=True):
+                    with way:
+                        emitter.choose(window_stride, {1: (1,), 2: (2,)}, emit)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -184,40 +275,50 @@ pool_sum = _pooling(Emitter.sum, 0.0)
 pool_average = _pooling(Emitter.sum, 0.0, divides=True)
 
 
-@intrinsic
-def spread_apart(typingctx, out, out_at, x, x_at, count):
-    """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]`` and the element after it to zero, i in 0..count - 1."""
-    signature = types.void(out, types.intp, x, types.intp, types.intp)
+def _doubling(repeats):
+    """Make an intrinsic that gives each element a second one: itself where it ``repeats``, or zero."""
 
-    def codegen(context, builder, signature, arguments):
-        out_, out_at, x_, x_at, count = arguments
-        emitter = Emitter(context, builder, out.dtype)
-        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
+    @intrinsic
+    def spread(typingctx, out, out_at, x, x_at, count):
+        """Set ``out[out_at + 2 * i]`` to ``x[x_at + i]``, with its second one next, for i in 0..count - 1."""
+        signature = types.void(out, types.intp, x, types.intp, types.intp)
 
-        [(half, _)] = emitter.vectors(1)
-        lanes = INDEX(half.count)
+        def codegen(context, builder, signature, arguments):
+            out_, out_at, x_, x_at, count = arguments
+            emitter = Emitter(context, builder, out.dtype)
+            target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
 
-        def spread(value):
-            zeros = ir.Constant(half, None)
-            pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
-            return emitter.shuffle(value, zeros, sum(pairs, ()))
+            [(half, _)] = emitter.vectors(1)
+            lanes = INDEX(half.count)
 
-        def one_half(i, _sums):
-            at = builder.mul(i, lanes)
-            value = emitter.load(emitter.step(source, at), half)
-            emitter.store(spread(value), emitter.step(target, builder.mul(at, INDEX(2))))
-            return []
+            def doubled(value):
+                seconds = value if repeats else ir.Constant(half, None)
+                pairs = zip(range(half.count), range(half.count, 2 * half.count), strict=True)
+                return emitter.shuffle(value, seconds, sum(pairs, ()))
 
-        whole = builder.udiv(count, lanes)
-        emitter.accumulate(whole, [], one_half)
-        done = builder.mul(whole, lanes)
-        rest = builder.sub(count, done)
-        value = emitter.load_first(emitter.step(source, done), half, rest)
-        place = emitter.step(target, builder.mul(done, INDEX(2)))
-        emitter.store_first(spread(value), place, builder.mul(rest, INDEX(2)))
-        return context.get_dummy_value()
+            def one_half(i, _sums):
+                at = builder.mul(i, lanes)
+                value = emitter.load(emitter.step(source, at), half)
+                emitter.store(doubled(value), emitter.step(target, builder.mul(at, INDEX(2))))
+                return []
 
-    return signature, codegen
+            whole = builder.udiv(count, lanes)
+            emitter.accumulate(whole, [], one_half)
+            done = builder.mul(whole, lanes)
+            rest = builder.sub(count, done)
+            with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
+                value = emitter.load_first(emitter.step(source, done), half, rest)
+                place = emitter.step(target, builder.mul(done, INDEX(2)))
+                emitter.store_first(doubled(value), place, builder.mul(rest, INDEX(2)))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return spread
+
+
+spread_apart = _doubling(repeats=False)
+repeat_each = _doubling(repeats=True)
 
 
 @intrinsic
