@@ -49,12 +49,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, trailing_zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
-    MASK_LANES,
-    copy_elements,
-    max_window,
-    vector_tanh,
-)
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, vector_tanh
+from deeplearning_tutorial.nnet.dispatch.numba.windows import MASK_LANES, max_window
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
 CACHE_VERSION = 33

@@ -20,16 +20,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     reported,
     unowned,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
+from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, vector_divide
+from deeplearning_tutorial.nnet.dispatch.numba.windows import (
     add_where_equal,
     pool_average,
     pool_maximum,
     pool_sum,
     repeat_each,
     spread_apart,
-    vector_add,
-    vector_copy,
-    vector_divide,
 )
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
