@@ -184,19 +184,26 @@ def cost_of(change, x, y, W, b):
 
 @pytest.mark.parametrize(
     "change",
-    ["a layer below", "scores used", "weights that depend on the likelihoods", "many classes", "no gradient"],
+    [
+        *("a layer below", "scores used", "weights that depend on the likelihoods", "many classes"),
+        *("no gradient", "one bias for all classes"),
+    ],
 )
 def test_what_only_looks_alike_is_left_alone(change):
     classes = 32 if change == "many classes" else 4
     inputs = x, y, W, b = classifier(classes=classes)
+    one_bias = change == "one bias for all classes"
+    if one_bias:
+        inputs = x, y, W, b = x, y, W, pt.tensor("b", dtype="float64", shape=(1,))
     outputs, others = cost_of(change, *inputs)
-    gradients = [] if change == "no gradient" else pytensor.grad(outputs[0], [W, b, *others])
+    wrt = [W, *others] if one_bias else [W, b, *others]
+    gradients = [] if change == "no gradient" else pytensor.grad(outputs[0], wrt)
     f, plain = (
         pytensor.function(inputs, [*outputs, *gradients], mode=mode)
         for mode in (get_mode("NUMBA"), get_mode("NUMBA").excluding(NAME))
     )
     assert LinearLogLikelihood not in ops_of(f)
     x_value, y_value, W_value, b_value = arrays(7, 5, classes)
-    values = x_value, y_value.astype("int32"), W_value, b_value
+    values = x_value, y_value.astype("int32"), W_value, b_value[:1] if one_bias else b_value
     for result, wanted in zip(f(*values), plain(*values), strict=True):
         np.testing.assert_allclose(result, wanted, rtol=1e-11, atol=1e-13)

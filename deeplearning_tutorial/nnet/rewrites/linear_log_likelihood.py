@@ -9,10 +9,8 @@ from pytensor.tensor.math import Sum
 from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
 from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.rewrites.matrix_product import MIN_COLUMNS
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
-
-# With more classes the tiles of a matrix product are filled, and examples stay in registers longer.
-MAX_CLASSES = 31
 
 
 @node_rewriter([LogLikelihood])
@@ -32,7 +30,8 @@ def linear_log_likelihood(fgraph, node):
         return None
     x, W = product.owner.inputs
     output_gradient = gradient_node.inputs[2]
-    if (W.type.shape[1] or MAX_CLASSES + 1) > MAX_CLASSES or output_gradient.dtype != x.dtype:
+    # More classes fill the tiles of a product of matrices.
+    if (W.type.shape[1] or MIN_COLUMNS) >= MIN_COLUMNS or output_gradient.dtype != x.dtype:
         return None
     # The weight of an example is needed before its log-likelihood is known.
     if log_likelihoods in ancestors([output_gradient]):
@@ -55,7 +54,8 @@ def _product_and_bias(scores):
         for product, spread in (scores.owner.inputs, scores.owner.inputs[::-1]):
             if applies(product, MatrixProduct) and applies(spread, DimShuffle):
                 [b] = spread.owner.inputs
-                if spread.owner.op.new_order == ("x", 0) and b.dtype == product.dtype:
+                one_for_all = spread.type.broadcastable[1:] == (True,)
+                if spread.owner.op.new_order == ("x", 0) and b.dtype == product.dtype and not one_for_all:
                     return product, b
     return None, None
 
