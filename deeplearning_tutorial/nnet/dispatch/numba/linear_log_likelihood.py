@@ -18,6 +18,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
     unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import labels_of
 from deeplearning_tutorial.nnet.dispatch.numba.matrix_product import (
     copy_block,
     in_row_order,
@@ -142,19 +143,6 @@ def rows_block(
                 CHUNK_ROWS * x_step,
             )  # fmt: skip
     keep(scratch)
-
-
-@kernel_njit
-def labels_of(y, classes, examples):
-    """Return the labels counted from the first class; raise IndexError where there is no such class."""
-    if len(y) > examples:
-        raise IndexError("there are more labels than examples")
-    labels = np.empty(len(y), np.int64)
-    for i in range(len(y)):
-        if not -classes <= y[i] < classes:
-            raise IndexError("a label is not one of the classes")
-        labels[i] = y[i] if y[i] >= 0 else y[i] + classes
-    return labels
 
 
 @register_kernel(LinearLogLikelihood)

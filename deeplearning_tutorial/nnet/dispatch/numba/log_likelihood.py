@@ -7,7 +7,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_exp_of_nega
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 4096
@@ -38,19 +38,29 @@ def softmax_block(block, blocks, x, softmax, maxima, log_totals):
 
 
 @kernel_njit
+def labels_of(y, classes, examples):
+    """Return the labels counted from the first class; raise IndexError where there is no such class."""
+    if len(y) > examples:
+        raise IndexError("there are more labels than examples")
+    labels = np.empty(len(y), np.int64)
+    for i in range(len(y)):
+        if not -classes <= y[i] < classes:
+            raise IndexError("a label is not one of the classes")
+        labels[i] = y[i] if y[i] >= 0 else y[i] + classes
+    return labels
+
+
+@kernel_njit
 def log_likelihood(x, y):
     """Compute `LogLikelihood`."""
     batch, classes = x.shape
-    if len(y) > batch:
-        raise IndexError("there are more labels than examples")
+    labels = labels_of(y, classes, batch)
     softmax = np.empty((batch, classes), x.dtype)
     maxima, log_totals = np.empty(batch, x.dtype), np.empty(batch, x.dtype)
     softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals)
     chosen = np.empty(len(y), x.dtype)
     for i in range(len(y)):
-        if not -classes <= y[i] < classes:
-            raise IndexError("a label is not one of the classes")
-        chosen[i] = x[i, y[i]] - maxima[i] - log_totals[i]
+        chosen[i] = x[i, labels[i]] - maxima[i] - log_totals[i]
     return chosen, softmax
 
 
