@@ -71,13 +71,18 @@ def _busy_flag(builder):
     return _external(builder, partial(ir.GlobalVariable, typ=_INDEX), _BUSY_NAME)
 
 
+def _exchange(builder, flag):
+    """Set a flag from 0 to 1; tell whether it was 0."""
+    exchanged = builder.cmpxchg(flag, _INDEX(0), _INDEX(1), "acq_rel", "acquire")
+    return builder.extract_value(exchanged, 1)
+
+
 @intrinsic
 def _take_threads(typingctx):
     """Return True, and keep others from the threads, if nobody uses them."""
 
     def codegen(context, builder, signature, arguments):
-        exchanged = builder.cmpxchg(_busy_flag(builder), _INDEX(0), _INDEX(1), "acq_rel", "acquire")
-        return builder.extract_value(exchanged, 1)
+        return _exchange(builder, _busy_flag(builder))
 
     return types.boolean(), codegen
 
@@ -92,6 +97,29 @@ def _release_threads(typingctx):
 
 
 @intrinsic
+def _take_block(typingctx, taken, block):
+    """Return True, and keep others from a block, if nobody has it; ``taken`` is where the flags are."""
+
+    def codegen(context, builder, signature, arguments):
+        taken, block = arguments
+        flag = builder.gep(builder.inttoptr(taken, _INDEX.as_pointer()), [block])
+        # Reading first: threads that only read do not slow each other.
+        free = builder.icmp_signed("==", builder.load_atomic(flag, "monotonic", 8), _INDEX(0))
+        with builder.if_else(free) as (then, otherwise):
+            with then:
+                exchanged = _exchange(builder, flag)
+                after_exchange = builder.block
+            with otherwise:
+                after_reading = builder.block
+        result = builder.phi(free.type)
+        result.add_incoming(exchanged, after_exchange)
+        result.add_incoming(free.type(0), after_reading)
+        return result
+
+    return types.boolean(types.int64, types.int64), codegen
+
+
+@intrinsic
 def _call(typingctx, kernel, block, blocks, frame):
     """Call the kernel at an address."""
 
@@ -103,22 +131,38 @@ def _call(typingctx, kernel, block, blocks, frame):
     return types.void(*[types.int64] * 4), codegen
 
 
+@kernel_njit
+def _run_from(kernel, first, blocks, frame, taken):
+    """Call the kernel for ``first`` and all blocks after it, then those before, that nobody has taken."""
+    if _take_block(taken, first):
+        _call(kernel, first, blocks, frame)
+        for i in range(first + 1, first + blocks):
+            block = i if i < blocks else i - blocks
+            if _take_block(taken, block):
+                _call(kernel, block, blocks, frame)
+
+
 @kernel_njit(parallel=True)
-def _run_on_threads(kernel, blocks, frame):
+def _run_on_threads(kernel, blocks, frame, taken):
     for block in prange(blocks):
-        _call(kernel, np.int64(block), blocks, frame)
+        _run_from(kernel, np.int64(block), blocks, frame, taken)
 
 
 @kernel_njit
 def _run(kernel, blocks, frame):
     """Call the kernel for every block.
 
+    Each thread has its share, whose data may still be in its cache. When done it helps the others: threads
+    start late, and cores are shared with other programs, or differ.
+
     Not every threading layer of Numba survives to be used by two threads of Python at once, or in a forked
     child. There the blocks run one after another on the caller's thread. No block may depend on another one,
     so the results are the same.
     """
     if blocks > 1 and _take_threads():
-        _run_on_threads(kernel, blocks, frame)
+        taken = np.zeros(blocks, np.int64)
+        _run_on_threads(kernel, blocks, frame, taken.ctypes.data)
+        keep(taken)
         _release_threads()
     else:
         for block in range(blocks):
@@ -153,7 +197,7 @@ def unowned(typingctx, arrays):
 
 @intrinsic
 def keep(typingctx, arrays):
-    """Do nothing, but be a use of ``arrays``, before which Numba does not free them."""
+    """Do nothing, but be a use of an array or a tuple of them, before which Numba does not free them."""
 
     def codegen(context, builder, signature, arguments):
         return context.get_dummy_value()
