@@ -17,6 +17,8 @@ from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
 FUSED = {ConvMaxPool, ConvMaxPoolGradFilters, ConvMaxPoolGradInput}
 UNFUSED = {Conv2d, Conv2dGradFilters, Conv2dGradInput, Pool, MaxPoolGrad}
 
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
 # The Ops' perform, which the rewrite leaves aside by itself.
 PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run", "conv_pool_fusion"]))
 
@@ -123,7 +125,7 @@ def check_layer(f, x, w, b, g, ws, flip):
     y = np.tanh(maxima + b[:, np.newaxis, np.newaxis])
     through = g * (1 - y**2)
     gradients = reference_gradients(x, w, ws, flip, through)
-    tolerance = {"float32": 1e-5, "float64": 1e-12}[x.dtype.name]
+    tolerance = TOLERANCE[x.dtype.name]
     for name, result, expected in zip(
         ("output", "x", "w", "b"), f(x, w, b, g), (y, *gradients, through.sum(axis=(0, 2, 3))), strict=True
     ):
@@ -248,6 +250,73 @@ def test_a_layer_with_bias_and_tanh_is_the_formula(mode, ws, flip, dtype):
     np.testing.assert_allclose(
         y[:, 0, 0, 0], np.tanh(x.astype("float64")), rtol=8 * np.finfo(dtype).eps, atol=0
     )
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def in_tiles(request):
+    """Compile (x, w, g) -> maxima and both gradients, for windows that are Winograd's tiles."""
+    return pooled_function("NUMBA", (2, 2), True, request.param), request.param
+
+
+# Of x and w. All tiles in one band, several bands with a rest, and more than a band's in one row.
+WINOGRAD_SHAPES = [
+    ((3, 20, 15, 17), (31, 20, 5, 5)),
+    ((2, 21, 27, 32), (9, 21, 5, 5)),
+    ((1, 19, 7, 79), (50, 19, 5, 5)),
+    ((18, 130, 6, 6), (1, 130, 5, 5)),
+]
+
+
+@pytest.mark.parametrize("x_shape, w_shape", WINOGRAD_SHAPES)
+def test_winograds_filtering_is_exact_for_small_integers(in_tiles, x_shape, w_shape):
+    f, dtype = in_tiles
+    rng = np.random.default_rng(len(w_shape) + w_shape[1])
+    x, w = rng.integers(-3, 4, x_shape).astype(dtype), rng.integers(-3, 4, w_shape).astype(dtype)
+    x[..., : x.shape[3] // 2] = 0
+    maxima, _ = reference(x, w, (2, 2), True)
+    g = rng.integers(-3, 4, maxima.shape).astype(dtype)
+    expected_results = (maxima, *reference_gradients(x, w, (2, 2), True, g))
+    for name, result, expected in zip(("maxima", "x", "w"), f(x, w, g), expected_results, strict=True):
+        np.testing.assert_array_equal(result, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("constant_along", [(3,), (2,), (2, 3)])
+def test_winograds_filtering_ties_where_pixels_repeat(in_tiles, constant_along):
+    f, dtype = in_tiles
+    rng = np.random.default_rng(10)
+    # No multiples of powers of two: rounding would tell apart what is not computed alike.
+    x = rng.normal(size=(4, 20, *(1 if axis in constant_along else 12 for axis in (2, 3))))
+    x = np.broadcast_to(x, (4, 20, 12, 12)).astype(dtype)
+    w = rng.normal(size=(50, 20, 5, 5)).astype(dtype)
+    maxima, chosen = reference(x, w, (2, 2), True)
+    assert chosen.mean() == 0.25 * 2 ** len(constant_along)
+    g = rng.normal(size=maxima.shape).astype(dtype)
+    expected_results = (maxima, *reference_gradients(x, w, (2, 2), True, g))
+    for name, result, expected in zip(("maxima", "x", "w"), f(x, w, g), expected_results, strict=True):
+        largest = abs(expected).max()
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * largest, err_msg=name)
+
+
+def test_winograds_filtering_leaves_what_is_not_finite_where_it_is(in_tiles):
+    f, dtype = in_tiles
+    rng = np.random.default_rng(11)
+    x, w = rng.integers(-3, 4, (3, 20, 12, 14)).astype(dtype), rng.integers(1, 4, (9, 20, 5, 5)).astype(dtype)
+    x[0, 0, 2, 3], x[0, 1, 6, 9], x[1, 2, 5, 9] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        maxima, _ = reference(x, w, (2, 2), True)
+    assert np.isnan(maxima).any() and np.isposinf(maxima).any() and np.isfinite(maxima[:2]).any()
+    np.testing.assert_array_equal(f(x, w, np.zeros_like(maxima, dtype))[0], maxima)
+
+
+def test_winograds_filtering_takes_all_that_a_plain_sum_takes(in_tiles):
+    f, dtype = in_tiles
+    rng = np.random.default_rng(12)
+    x, w = rng.uniform(0.5, 1, (2, 20, 8, 8)).astype(dtype), rng.uniform(0.5, 1, (5, 20, 5, 5)).astype(dtype)
+    maxima, _ = reference(x, w, (2, 2), True)
+    # The largest sum comes near the largest number.
+    scale = 2.0 ** np.floor(np.log2(np.finfo(dtype).max) - np.log2(maxima.max()))
+    y, *_ = f(x * np.asarray(scale, dtype), w, np.zeros_like(maxima, dtype))
+    np.testing.assert_allclose(y.astype("float64") / scale, maxima, rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("known", [True, False])

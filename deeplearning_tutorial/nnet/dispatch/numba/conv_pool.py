@@ -51,9 +51,18 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, trailin
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, vector_tanh
 from deeplearning_tutorial.nnet.dispatch.numba.windows import MASK_LANES, max_window
+from deeplearning_tutorial.nnet.dispatch.numba.winograd import (
+    TILE,
+    convolution_of_row,
+    empty_band,
+    filter_values,
+    layout_of_products,
+    multiply_band,
+    suits_winograd,
+)
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 33
+CACHE_VERSION = 34
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
@@ -88,19 +97,25 @@ def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols
 
 
 @cache
-def forward_block(window_rows, window_cols, tanh):
-    """Make the kernel that convolves and pools a block of images."""
+def forward_block(window_rows, window_cols, tanh, by_winograd):
+    """Make the kernel that convolves and pools a block of images.
+
+    With ``by_winograd`` it takes the filters' values at the points, and notes in ``finite[block]`` whether
+    the convolution is finite; if not, it may be wrong. The window is then a tile.
+    """
     pool = max_window(window_rows, window_cols)
     positions = window_rows * window_cols
 
     @parallel(
         lambda real: (
             LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
-            real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
+            real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, tanh,
+        CACHE_VERSION, window_rows, window_cols, tanh, by_winograd,
     )  # fmt: skip
-    def conv_max_pool_block(block, blocks, layout, filter_shape, input, weights, offsets, biases, out, mask):
+    def conv_max_pool_block(
+        block, blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite
+    ):
         n_filters, lanes = layout.filters, len(biases)
         out_rows, out_cols = out.shape[2:]
         words = mask.shape[4]
@@ -119,6 +134,8 @@ def forward_block(window_rows, window_cols, tanh):
             np.empty(size, input.dtype),
         )
         image, live, columns, lines, wanted, pooled, chosen, maxima = unowned(scratch)
+        products = layout_of_products(layout, out_rows, out_cols)
+        band = empty_band(layout, products, input) if by_winograd else (lines,)
         # After the last window, what pooling gives where the convolution is zero.
         n_octets, dead = lanes // MASK_LANES, out_cols
         pool(pooled, dead * lanes, chosen, dead * positions * words, words, lines, 0, 0, 0, biases, n_octets)
@@ -127,13 +144,21 @@ def forward_block(window_rows, window_cols, tanh):
             load_image(layout, input[b], image)
             find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
             for row in range(out_rows):
-                for tile in range(len(wanted)):
-                    col = tile * TILE_COLUMNS
-                    alive = False
-                    for window in range(col // window_cols, (col + TILE_COLUMNS - 1) // window_cols + 1):
-                        alive |= live[row, min(window, out_cols - 1)]
-                    wanted[tile] = alive
-                correlate_tiles(layout, image, row * window_rows, weights, 0, offsets, lines, wanted)
+                if by_winograd:
+                    row_of_band = row % products.out_rows
+                    if row_of_band == 0:
+                        rows = min(products.out_rows, out_rows - row)
+                        multiply_band(layout, products, image, row, rows, weights, offsets, unowned(band))
+                    convolution_of_row(products, row_of_band, unowned(band), lines)
+                    finite[block] &= all_finite(lines.reshape(lines.size))
+                else:
+                    for tile in range(len(wanted)):
+                        col = tile * TILE_COLUMNS
+                        alive = False
+                        for window in range(col // window_cols, (col + TILE_COLUMNS - 1) // window_cols + 1):
+                            alive |= live[row, min(window, out_cols - 1)]
+                        wanted[tile] = alive
+                    correlate_tiles(layout, image, row * window_rows, weights, 0, offsets, lines, wanted)
                 for col in range(out_cols):
                     word = col * positions * words
                     if live[row, col]:
@@ -158,6 +183,7 @@ def forward_block(window_rows, window_cols, tanh):
             else:
                 copy_elements(out, b * size, maxima, 0, size)
         keep(scratch)
+        keep(band)
 
     return conv_max_pool_block
 
@@ -165,14 +191,16 @@ def forward_block(window_rows, window_cols, tanh):
 @cache
 def forward(window_rows, window_cols, tanh):
     """Make the kernel of `ConvMaxPool`, to be called as a single block."""
-    run_blocks = forward_block(window_rows, window_cols, tanh)
+    by_sums = forward_block(window_rows, window_cols, tanh, False)
+    in_tiles = (window_rows, window_cols) == (TILE, TILE)
+    by_winograd = forward_block(window_rows, window_cols, tanh, True) if in_tiles else by_sums
 
     @parallel(
         lambda real: (
             LAYOUT, types.boolean, real[:, :, :, :], real[:, :, :, :], real[:], real[:, :, :, ::1],
             types.uint64[:, :, :, :, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, tanh, uses=[run_blocks],
+        CACHE_VERSION, window_rows, window_cols, tanh, uses={by_sums, by_winograd},
     )  # fmt: skip
     def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
         biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
@@ -182,7 +210,15 @@ def forward(window_rows, window_cols, tanh):
         # A mask of no filters has no last word.
         blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
         input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
-        run_blocks(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask)
+        finite = np.ones(max(1, blocks), np.bool_)
+        if in_tiles and suits_winograd(layout, filter_shape):
+            values, channels = filter_values(layout, weights[0]), np.arange(layout.channels).astype(np.int32)
+            by_winograd(
+                blocks, layout, filter_shape, input, values, channels, biases, out, mask, finite
+            )
+            if finite.all():
+                return
+        by_sums(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite)
 
     return conv_max_pool
 
