@@ -170,14 +170,20 @@ def pointwise_weights(layout, filters):
     return weights
 
 
-@kernel_njit
-def correlate(layout, input, filters, dilation, flip):
-    """Compute `Conv2d`."""
-    out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
+        real[:, :, :, ::1],
+    ),
+    CACHE_VERSION,
+    uses=(correlate_block, correlate_maps_block, pointwise_block),
+)  # fmt: skip
+def correlate(block, blocks, layout, input, filters, dilation, flip, out):
+    """Compute `Conv2d`, to be called as a single block: it is compiled once, not for each Op."""
     blocks, input = min(len(input), 4 * BLOCKS), np.ascontiguousarray(input)
     if is_pointwise(layout, input):
         pointwise_block(blocks, layout, input, pointwise_weights(layout, filters), out)
-        return out
+        return
     weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
     if goes_along_maps(layout):
         # Of a dilated filter, neighbouring rows of taps do not serve neighbouring rows of the output.
@@ -185,23 +191,19 @@ def correlate(layout, input, filters, dilation, flip):
         correlate_maps_block(blocks, layout, input, weights, offsets, filters.shape[3], triples, out)
     else:
         correlate_block(blocks, layout, input, weights, offsets, out)
-    return out
-
-
-def load_convolutions(dtype):
-    """Load what `correlate` calls."""
-    for kernel in (correlate_block, correlate_maps_block, pointwise_block):
-        kernel.load(dtype)
 
 
 @register_kernel(Conv2d)
 def make_conv2d(op, node, **kwargs):
     """Compile `Conv2d`."""
-    load_convolutions(node.outputs[0].dtype)
-    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    correlate.load(node.outputs[0].dtype)
+    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
     def conv2d(input, filters):
-        return correlate(layout(input, filters), input, filters, dilation, flip)
+        layout = lay_out(input, filters)
+        out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
+        correlate(1, layout, input, filters, dilation, flip, out)
+        return out
 
     return conv2d, CACHE_VERSION

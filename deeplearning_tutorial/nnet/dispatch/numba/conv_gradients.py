@@ -11,7 +11,7 @@ from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate, load_convolutions
+from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
     CACHE_VERSION,
@@ -340,12 +340,17 @@ def is_dense(output_gradient):
     return 2 * count > output_gradient[0].size
 
 
-@kernel_njit
-def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
-    """Compute `Conv2dGradFilters`."""
-    check_gradient(layout, input, filters, output_gradient)
-    partial = empty_partial(layout, filters)
-    offsets = tap_offsets(layout, filters, dilation)
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
+        real[:, :, :, ::1],
+    ),
+    CACHE_VERSION,
+    uses=(filters_gradient_block, dense_filters_gradient_block, maps_gradient_block),
+)  # fmt: skip
+def filters_gradient(block, blocks, layout, input, output_gradient, dilation, flip, gradient):
+    """Compute `Conv2dGradFilters`, to be called as a single block: it is compiled once, not for each Op."""
+    partial, offsets = empty_partial(layout, gradient), tap_offsets(layout, gradient, dilation)
     arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
     dense = is_dense(output_gradient)
     if dense and goes_along_maps(layout):
@@ -355,9 +360,7 @@ def filters_gradient(layout, input, filters, output_gradient, dilation, flip):
         dense_filters_gradient_block(BLOCKS, layout, *arrays)
     else:
         filters_gradient_block(BLOCKS, layout, *arrays)
-    gradient = np.empty(filters.shape, filters.dtype)
     sum_of_blocks(layout, partial, flip, gradient)
-    return gradient
 
 
 @kernel_njit
@@ -382,35 +385,42 @@ def transposed_filters(layout, filters):
     return transposed
 
 
-@kernel_njit
-def input_gradient(layout, input, filters, output_gradient, dilation, flip):
-    """Compute `Conv2dGradInput`."""
-    check_gradient(layout, input, filters, output_gradient)
-    pads = transposed_pads(layout, input, filters, dilation)
+@parallel(
+    lambda real: (
+        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
+        real[:, :, :, ::1],
+    ),
+    CACHE_VERSION,
+    uses=(correlate, input_gradient_block),
+)  # fmt: skip
+def input_gradient(block, blocks, layout, filters, output_gradient, dilation, flip, gradient):
+    """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
+    pads = transposed_pads(layout, gradient, filters, dilation)
     overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
     if layout.stride_rows == layout.stride_cols == 1 and overlap and is_dense(output_gradient):
         filters = transposed_filters(layout, filters)
         layout = layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups)
-        return correlate(layout, output_gradient, filters, dilation, not flip)
-    gradient = np.empty(input.shape, filters.dtype)
+        correlate(1, layout, output_gradient, filters, dilation, not flip, gradient)
+        return
     runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
-    blocks = min(len(input), 4 * BLOCKS)
+    blocks = min(len(gradient), 4 * BLOCKS)
     output_gradient = np.ascontiguousarray(output_gradient)
     input_gradient_block(blocks, layout, runs, output_gradient, offsets, gradient)
-    return gradient
 
 
 @register_kernel(Conv2dGradFilters)
 def make_conv2d_grad_filters(op, node, **kwargs):
     """Compile `Conv2dGradFilters`."""
-    filters_gradient_block.load(node.outputs[0].dtype)
-    dense_filters_gradient_block.load(node.outputs[0].dtype)
-    maps_gradient_block.load(node.outputs[0].dtype)
-    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    filters_gradient.load(node.outputs[0].dtype)
+    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
     def conv2d_grad_filters(input, filters, output_gradient):
-        return filters_gradient(layout(input, filters), input, filters, output_gradient, dilation, flip)
+        layout = lay_out(input, filters)
+        check_gradient(layout, input, filters, output_gradient)
+        gradient = np.empty(filters.shape, filters.dtype)
+        filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient)
+        return gradient
 
     return conv2d_grad_filters, CACHE_VERSION
 
@@ -418,12 +428,15 @@ def make_conv2d_grad_filters(op, node, **kwargs):
 @register_kernel(Conv2dGradInput)
 def make_conv2d_grad_input(op, node, **kwargs):
     """Compile `Conv2dGradInput`."""
-    input_gradient_block.load(node.outputs[0].dtype)
-    load_convolutions(node.outputs[0].dtype)
-    layout, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    input_gradient.load(node.outputs[0].dtype)
+    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
 
     @kernel_njit
     def conv2d_grad_input(input, filters, output_gradient):
-        return input_gradient(layout(input, filters), input, filters, output_gradient, dilation, flip)
+        layout = lay_out(input, filters)
+        check_gradient(layout, input, filters, output_gradient)
+        gradient = np.empty(input.shape, filters.dtype)
+        input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient)
+        return gradient
 
     return conv2d_grad_input, CACHE_VERSION
