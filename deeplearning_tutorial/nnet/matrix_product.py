@@ -45,10 +45,11 @@ class BatchedMatrixProduct(Op):
 
 
 class WeightUpdate(Op):
-    """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``.
+    """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``, and ``(weights**2).sum()``.
 
-    A step of gradient descent, where the gradient is a product, without writing the gradient down. The two
-    rates are matrices of one element, as elementwise Ops have them.
+    A step of gradient descent, where the gradient is a product, without writing the gradient down, and the
+    penalty on the weights before it, for which they need not be read again. The two rates are matrices of one
+    element, as elementwise Ops have them.
     """
 
     __props__ = ("inplace",)
@@ -59,12 +60,14 @@ class WeightUpdate(Op):
             self.destroy_map = {0: [0]}
 
     def make_node(self, weights, a, b, learning_rate, weight_decay):
-        return Apply(self, [weights, a, b, learning_rate, weight_decay], [weights.type()])
+        squares = tensor(dtype=weights.dtype, shape=())
+        return Apply(self, [weights, a, b, learning_rate, weight_decay], [weights.type(), squares])
 
     def infer_shape(self, *args):
-        return [args[-1][0]]
+        return [args[-1][0], ()]
 
     def perform(self, node, inputs, outputs):
         weights, a, b, learning_rate, weight_decay = inputs
         step = learning_rate * (np.dot(a, b) + weight_decay * weights)
+        outputs[1][0] = np.asarray(np.square(weights, dtype="float64").sum(), weights.dtype)
         outputs[0][0] = np.subtract(weights, step, out=weights if self.inplace else None)

@@ -7,6 +7,7 @@ import pytest
 from pytensor.compile.mode import get_mode
 
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
 
 RNG = np.random.default_rng(8)
 
@@ -161,7 +162,7 @@ def update_function(dtype, decay, cols=None, mode="NUMBA"):
 def test_a_step_of_gradient_descent_is_one_op_that_overwrites_the_weights(dtype, decay):
     f, weights = update_function(dtype, decay)
     updates = [node.op for node in f.maker.fgraph.apply_nodes if isinstance(node.op, WeightUpdate)]
-    assert updates == [WeightUpdate(inplace=True)]
+    assert updates == [WeightUpdate(inplace=True)] and SumOfSquares not in ops_of(f)
     # PyTensor's own Ops in double precision.
     rtol = {"float32": 1e-5, "float64": 1e-13}[dtype]
     for batch in (0, 1, 2, 5, 130):
@@ -187,14 +188,15 @@ def test_each_weight_is_updated_once_whatever_the_tiles(rows, cols):
     a, b = pt.dmatrices("ab")
     update = weights - 2.0 * (pt.dot(a, b) + 3.0 * weights)
     f = pytensor.function([a, b], update, mode="NUMBA")
-    g = pytensor.function([a, b], updates=[(weights, update)], mode="NUMBA")
-    assert WeightUpdate in ops_of(f)
+    g = pytensor.function([a, b], (weights**2).sum(), updates=[(weights, update)], mode="NUMBA")
+    assert WeightUpdate in ops_of(f) and SumOfSquares not in ops_of(g)
     a_value, b_value = (RNG.integers(-3, 4, shape).astype(float) for shape in ((rows, 6), (6, cols)))
     expected = 1 - 2 * (a_value @ b_value + 3)
     np.testing.assert_array_equal(f(a_value, b_value), expected)
     np.testing.assert_array_equal(weights.get_value(), 1)
-    g(a_value, b_value)
+    assert g(a_value, b_value) == rows * cols
     np.testing.assert_array_equal(weights.get_value(), expected)
+    assert g(a_value, b_value) == (expected**2).sum()
 
 
 def test_perform_of_an_update_is_the_formula_in_place_or_not():
@@ -202,10 +204,11 @@ def test_perform_of_an_update_is_the_formula_in_place_or_not():
     weights, a, b, rate, decay = (array.copy() for array in arrays)
     expected = weights - rate * (a @ b + decay * weights)
     for inplace in (False, True):
-        output = [[None]]
-        WeightUpdate(inplace).perform(None, [weights, a, b, rate, decay], output)
-        np.testing.assert_allclose(output[0][0], expected, rtol=1e-15)
-        assert (output[0][0] is weights) == inplace
+        outputs = [[None], [None]]
+        WeightUpdate(inplace).perform(None, [weights, a, b, rate, decay], outputs)
+        np.testing.assert_allclose(outputs[0][0], expected, rtol=1e-15)
+        np.testing.assert_allclose(outputs[1][0], (arrays[0] ** 2).sum(), rtol=1e-15)
+        assert (outputs[0][0] is weights) == inplace
 
 
 @pytest.mark.parametrize(
@@ -223,6 +226,17 @@ def test_other_updates_keep_the_product(update):
     w, a, b = pt.tensor("w", dtype="float64", shape=(20, 40)), pt.dmatrix("a"), pt.dmatrix("b")
     f = pytensor.function([w, a, b], update(w, pt.dot(a, b)), mode="NUMBA")
     assert MatrixProduct in ops_of(f) and WeightUpdate not in ops_of(f)
+
+
+def test_a_rate_that_depends_on_the_squares_has_them_computed_before():
+    weights = pytensor.shared(np.full((20, 40), 0.5), shape=(20, 40))
+    a, b = pt.dmatrices("ab")
+    squares = (weights**2).sum()
+    updates = [(weights, weights - squares * pt.dot(a, b))]
+    f = pytensor.function([a, b], squares, updates=updates, mode="NUMBA")
+    assert WeightUpdate in ops_of(f) and SumOfSquares in ops_of(f)
+    assert f(np.ones((20, 3)), np.ones((3, 40))) == 200
+    np.testing.assert_array_equal(weights.get_value(), 0.5 - 200 * 3)
 
 
 def test_few_columns_keep_the_product():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Add, Mul, Sub
 from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.elemwise import Elemwise
@@ -10,6 +11,7 @@ from pytensor.tensor.math import Dot
 
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
+from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
 
 # A product with fewer columns has ways of its own.
 MIN_COLUMNS = 32
@@ -38,7 +40,10 @@ def batched_matrix_product(fgraph, node):
 
 @node_rewriter([Elemwise])
 def weight_update(fgraph, node):
-    """Replace ``W - rate * dot(a, b)`` and ``W - rate * (dot(a, b) + decay * W)``."""
+    """Replace ``W - rate * dot(a, b)`` and ``W - rate * (dot(a, b) + decay * W)``.
+
+    And with it the sum of squares of W, which a penalty on the weights is made of.
+    """
     if not isinstance(node.op.scalar_op, Sub):
         return None
     weights, step = node.inputs
@@ -54,7 +59,13 @@ def weight_update(fgraph, node):
         return None
     if product.type.broadcastable != (False, False) or {rate.dtype, decay.dtype} != {weights.dtype}:
         return None
-    return [WeightUpdate()(weights, *product.owner.inputs, rate, decay)]
+    updated, squares = WeightUpdate()(weights, *product.owner.inputs, rate, decay)
+    replaced = {node.out: updated}
+    needed = set(ancestors(updated.owner.inputs))
+    for client, _ in fgraph.clients[weights]:
+        if isinstance(client.op, SumOfSquares) and client.out not in needed:
+            replaced[client.out] = squares
+    return replaced
 
 
 def _without_decay(gradient, weights):
@@ -80,7 +91,7 @@ def _scaled(variable):
 @node_rewriter([WeightUpdate()], inplace=True)
 def weight_update_inplace(fgraph, node):
     """Let the update overwrite the weights."""
-    return [WeightUpdate(inplace=True)(*node.inputs)]
+    return WeightUpdate(inplace=True).make_node(*node.inputs).outputs
 
 
 MatrixProductRewriter = in2out(matrix_product, batched_matrix_product, name="matrix_product")

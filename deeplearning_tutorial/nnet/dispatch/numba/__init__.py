@@ -4,6 +4,7 @@ from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     conv,
     conv_gradients,
     conv_pool,
+    conv_pool_gradients,
     linear_log_likelihood,
     log_likelihood,
     matrix_product,

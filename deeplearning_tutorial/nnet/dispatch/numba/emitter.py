@@ -149,6 +149,12 @@ class Emitter:
     def sum(self, a, b):
         return self.builder.fadd(a, b)
 
+    def either_bit(self, a, b):
+        """Return the bits that are set in either: a zero, of any sign, only where both are zeros."""
+        integers = ir.VectorType(ir.IntType(8 * self.itemsize), a.type.count)
+        bits = self.builder.or_(self.builder.bitcast(a, integers), self.builder.bitcast(b, integers))
+        return self.builder.bitcast(bits, a.type)
+
     def larger(self, a, b):
         """Return the larger one, or a NaN where one is, as NumPy."""
         # The inner choice is one instruction on x86.

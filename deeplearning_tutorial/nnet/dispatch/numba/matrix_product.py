@@ -30,7 +30,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, des
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 17
+CACHE_VERSION = 18
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -62,14 +62,15 @@ def steps(x):
 @parallel(
     lambda real: (
         types.int64, types.int64, real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real,
-        real,
+        real, types.float64[::1],
     ),
     CACHE_VERSION,
 )  # fmt: skip
-def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay):
+def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares):
     """Compute a block of the product, or with ``update`` of the new weights.
 
-    ``b`` has its rows side by side in memory. ``out`` may be ``weights`` itself.
+    ``b`` has its rows side by side in memory. ``out`` may be ``weights`` itself. ``squares[block]`` receives
+    the sum of squares of the block's weights before.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     half = REGISTER_BYTES // a.itemsize // 2
@@ -105,15 +106,20 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weig
                 tile, 0, tile.shape[1], a, row * row_step, column,
                 columns, first, width, offsets, halves, False,
             )  # fmt: skip
-            # From the row that the tile before has not updated.
-            for r in range(start - row if update else 0, step):
-                if update:
-                    at, whole = (row + r) * cols + left, (right - left) // half
-                    descend(out, at, weights, at, tile, r * tile.shape[1], rate, decay, whole)
+            if update:
+                # From the row that the tile before has not updated.
+                done, whole = start - row, (right - left) // half
+                squares[block] += descend(
+                    out, weights, start * cols + left, cols, tile, done * tile.shape[1], tile.shape[1],
+                    rate, decay, step - done, whole,
+                )  # fmt: skip
+                for r in range(done, step):
                     for col in range(left + whole * half, right):
                         weight = weights[row + r, col]
+                        squares[block] += weight * weight
                         out[row + r, col] = weight - rate * (tile[r, col - left] + decay * weight)
-                else:
+            else:
+                for r in range(step):
                     copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
 
 
@@ -161,30 +167,38 @@ def transposed_columns(b):
 
 @kernel_njit
 def multiply_tiles(a, b, out, update, weights, rate, decay):
-    """Multiply tile by tile."""
+    """Multiply tile by tile; return the sum of squares of the weights before an update."""
     rows, cols = out.shape
     halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
     col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     row_blocks = max(1, rows // BLOCK_ROWS)
+    squares = np.zeros(row_blocks * col_blocks)
     product_block(
-        row_blocks * col_blocks, row_blocks, col_blocks, a, in_row_order(b), out, update, weights, rate, decay
+        len(squares), row_blocks, col_blocks, a, in_row_order(b), out, update, weights, rate, decay, squares
     )
+    total = 0.0
+    for block in range(len(squares)):
+        total += squares[block]
+    return total
 
 
 @parallel(
-    lambda real: (real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real, real),
+    lambda real: (
+        real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real, real, real[::1]
+    ),
     CACHE_VERSION,
     uses=(copy_block, product_block, inner_block),
-)
-def multiply(block, blocks, a, b, out, update, weights, rate, decay):
+)  # fmt: skip
+def multiply(block, blocks, a, b, out, update, weights, rate, decay, squares):
     """Multiply; few columns would leave a tile's vectors half empty, so others are found.
 
-    To be called as a single block: it is compiled once, and not for every order in memory that a graph has.
+    An update sets the one element of ``squares`` to the sum of squares of the weights before. To be called
+    as a single block: it is compiled once, and not for every order in memory that a graph has.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
     if update:
-        multiply_tiles(a, b, out, update, weights, rate, decay)
+        squares[0] = multiply_tiles(a, b, out, update, weights, rate, decay)
     elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
         inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(b), out)
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
@@ -202,7 +216,7 @@ def matrix_product(a, b):
         raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
     out = np.empty((len(a), b.shape[1]), a.dtype)
     zero = a.dtype.type(0)
-    multiply(1, a, b, out, False, out, zero, zero)
+    multiply(1, a, b, out, False, out, zero, zero, np.empty(0, a.dtype))
     return out
 
 
@@ -218,9 +232,9 @@ def make_matrix_product(op, node, **kwargs):
 )
 def multiply_stack(block, blocks, a, b, out):
     """Multiply one pair of matrices after the other, to be called as a single block."""
-    zero = a.dtype.type(0)
+    zero, squares = a.dtype.type(0), np.empty(0, a.dtype)
     for i in range(len(out)):
-        multiply(1, a[i], b[i], out[i], False, out[i], zero, zero)
+        multiply(1, a[i], b[i], out[i], False, out[i], zero, zero, squares)
 
 
 @register_kernel(BatchedMatrixProduct)
@@ -249,9 +263,9 @@ def make_weight_update(op, node, **kwargs):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
         # No copy, if they already are.
-        weights = np.ascontiguousarray(weights)
-        multiply(1, a, b, weights, True, weights, learning_rate[0, 0], weight_decay[0, 0])
-        return weights
+        weights, squares = np.ascontiguousarray(weights), np.empty(1, weights.dtype)
+        multiply(1, a, b, weights, True, weights, learning_rate[0, 0], weight_decay[0, 0], squares)
+        return weights, np.asarray(squares[0])
 
     if op.inplace:
         return overwrite, CACHE_VERSION

@@ -4,12 +4,15 @@ Numba's own loops take several vectors at once, and what is left, a whole row of
 element. Offsets are flat and counted in elements.
 """
 
+from functools import reduce
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_HALVES
 
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""
@@ -68,37 +71,52 @@ def transpose_block(typingctx, out, out_at, out_step, x, x_at, x_step):
 
 
 @intrinsic
-def descend(typingctx, out, out_at, weights, weights_at, gradient, gradient_at, rate, decay, halves):
-    """Take a step of gradient descent.
+def descend(
+    typingctx, out, weights, at, row_step, gradient, gradient_at, gradient_step, rate, decay, rows, halves
+):  # fmt: skip
+    """Take a step of gradient descent, and return the sum of squares of the weights before it.
 
-    For i in 0..halves * half - 1, all flat offsets counted in elements::
+    For r in 0..rows - 1 and i in 0..halves * half - 1, all flat offsets counted in elements::
 
-        w = weights[weights_at + i]
-        out[out_at + i] = w - rate * (gradient[gradient_at + i] + decay * w)
+        w = weights[at + r * row_step + i]
+        g = gradient[gradient_at + r * gradient_step + i]
+        out[at + r * row_step + i] = w - rate * (g + decay * w)
+
+    ``halves`` lies in 0..TILE_HALVES.
     """
-    signature = types.void(
-        out, types.intp, weights, types.intp, gradient, types.intp, out.dtype, out.dtype, types.intp
-    )
+    real, size = out.dtype, types.intp
+    signature = real(out, weights, size, size, gradient, size, size, real, real, size, size)
 
     def codegen(context, builder, signature, arguments):
-        out_, out_at, weights_, weights_at, gradient_, gradient_at, rate, decay, halves = arguments
-        emitter = Emitter(context, builder, out.dtype)
-        [(vector, _)] = emitter.vectors(1)
-        target = emitter.pointer(out, out_, out_at)
-        old = emitter.pointer(weights, weights_, weights_at)
+        out_, weights_, at, row_step, gradient_, gradient_at, gradient_step, *rest = arguments
+        rate, decay, rows, halves = rest
+        emitter = Emitter(context, builder, real)
+        step = emitter.step
+        target, old = emitter.pointer(out, out_, at), emitter.pointer(weights, weights_, at)
         slope = emitter.pointer(gradient, gradient_, gradient_at)
-        rates = emitter.spread(builder.fneg(rate), vector)
-        decays = emitter.spread(decay, vector)
+        total = cgutils.alloca_once_value(builder, emitter.scalar(0))
 
-        def one_half(i, _sums):
-            at = builder.mul(i, INDEX(emitter.half))
-            weight = emitter.load(emitter.step(old, at), vector)
-            step = emitter.multiply_add(decays, weight, emitter.load(emitter.step(slope, at), vector))
-            emitter.store(emitter.multiply_add(rates, step, weight), emitter.step(target, at))
-            return []
+        def emit(n):
+            vectors = emitter.vectors(n)
 
-        emitter.accumulate(halves, [], one_half)
-        return context.get_dummy_value()
+            def one_row(r, sums):
+                here, there = builder.mul(r, row_step), builder.mul(r, gradient_step)
+                squares = []
+                for (vector, first), before in zip(vectors, sums, strict=True):
+                    place = builder.add(here, first)
+                    weight = emitter.load(step(old, place), vector)
+                    change = emitter.load(step(slope, builder.add(there, first)), vector)
+                    change = emitter.multiply_add(emitter.spread(decay, vector), weight, change)
+                    down = emitter.spread(builder.fneg(rate), vector)
+                    emitter.store(emitter.multiply_add(down, change, weight), step(target, place))
+                    squares.append(emitter.multiply_add(weight, weight, before))
+                return squares
+
+            sums = emitter.accumulate(rows, [ir.Constant(vector, None) for vector, _ in vectors], one_row)
+            builder.store(reduce(builder.fadd, map(emitter.total, sums)), total)
+
+        emitter.choose(halves, {n: (n,) for n in range(1, TILE_HALVES + 1)}, emit)
+        return builder.load(total)
 
     return signature, codegen
 
@@ -128,6 +146,7 @@ vector_copy = _elementwise(lambda emitter, x: x)
 vector_tanh = _elementwise(Emitter.tanh)
 vector_exp_of_negative = _elementwise(Emitter.exp_of_negative)
 vector_add = _elementwise(Emitter.sum, folds=True)
+vector_or = _elementwise(Emitter.either_bit, folds=True)
 
 
 @intrinsic
