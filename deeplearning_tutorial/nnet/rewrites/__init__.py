@@ -4,8 +4,9 @@
 ``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient, to which
 ``linear_log_likelihood`` adds the product with the weights below, if nothing is below these. They put one Op
 in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
-descent. ``vector_tanh`` and ``matrix_product`` put a faster tanh and a product of matrices that shares the
-kernels' threads in place of PyTensor's. They are switched off like any of PyTensor's rewrites::
+descent. In place of PyTensor's own, ``vector_tanh`` puts a faster tanh, ``matrix_product`` a product of
+matrices that shares the kernels' threads, and ``column_sums`` a sum that compiles faster. They are switched
+off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -15,6 +16,7 @@ The flag acts on PyTensor's default mode, not on one that ``mode=`` names.
 
 from pytensor.compile.mode import optdb
 
+from deeplearning_tutorial.nnet.rewrites.column_sums import ColumnSumsRewriter
 from deeplearning_tutorial.nnet.rewrites.conv_pool import ConvPoolFusion
 from deeplearning_tutorial.nnet.rewrites.linear_log_likelihood import LinearLogLikelihoodRewriter
 from deeplearning_tutorial.nnet.rewrites.log_likelihood import LogLikelihoodFusion
@@ -37,5 +39,7 @@ optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)
 optdb.register("linear_log_likelihood", LinearLogLikelihoodRewriter, "numba", position=20.5)
 optdb.register("weight_update", WeightUpdateRewriter, "numba", position=21)
 optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)
+# After the log-likelihood's gradients, of which the bias's is such a sum, have been recognised.
+optdb.register("column_sums", ColumnSumsRewriter, "numba", position=22)
 # Where PyTensor lets its products of matrices overwrite an input.
 optdb.register("weight_update_inplace", WeightUpdateInplaceRewriter, "numba", "inplace", position=70)

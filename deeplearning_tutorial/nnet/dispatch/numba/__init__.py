@@ -1,6 +1,7 @@
 """Numba kernels: each module mirrors the module of the Ops it implements."""
 
 from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
+    column_sums,
     conv,
     conv_gradients,
     conv_pool,

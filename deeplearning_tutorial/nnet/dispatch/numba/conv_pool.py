@@ -202,7 +202,7 @@ def forward(window_rows, window_cols, tanh):
             LAYOUT, types.boolean, real[:, :, :, :], real[:, :, :, :], real[:], real[:, :, :, ::1],
             types.uint64[:, :, :, :, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, tanh, uses={by_sums, by_winograd},
+        CACHE_VERSION, window_rows, window_cols, tanh, uses=[by_sums, by_winograd],
     )  # fmt: skip
     def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
         biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)

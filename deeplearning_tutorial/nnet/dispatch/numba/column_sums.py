@@ -1,0 +1,44 @@
+"""Numba kernel of the sums of a matrix's columns."""
+
+import numpy as np
+from numba import types
+
+from deeplearning_tutorial.nnet.column_sums import ColumnSums
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+
+# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.
+CACHE_VERSION = 1
+
+# Below twice as many elements another thread costs more than it helps.
+BLOCK_ELEMENTS = 1 << 14
+# Fewer columns would share lines of the cache with the next block's.
+BLOCK_COLUMNS = 32
+
+
+@parallel(lambda real: (types.int64, real[::1], real[::1]), CACHE_VERSION)
+def sums_block(block, blocks, rows, x, out):
+    """Sum a block of columns, in double precision."""
+    cols = len(out)
+    begin, end = block_of(block, blocks, cols)
+    totals = np.zeros(end - begin)
+    for row in range(rows):
+        first = row * cols + begin
+        for i in range(len(totals)):
+            totals[i] += x[first + i]
+    for i in range(len(totals)):
+        out[begin + i] = totals[i]
+
+
+@register_kernel(ColumnSums)
+def make_column_sums(op, node, **kwargs):
+    """Compile `ColumnSums`."""
+    sums_block.load(node.outputs[0].dtype)
+
+    @kernel_njit
+    def column_sums(x):
+        out = np.empty(x.shape[1], x.dtype)
+        blocks = max(1, min(x.size // BLOCK_ELEMENTS, x.shape[1] // BLOCK_COLUMNS))
+        sums_block(blocks, len(x), np.ascontiguousarray(x).reshape(x.size), out)
+        return out
+
+    return column_sums, CACHE_VERSION
