@@ -1,6 +1,7 @@
 import itertools
 import os
 
+import numba
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -264,6 +265,9 @@ WINOGRAD_SHAPES = [
     ((2, 21, 27, 32), (9, 21, 5, 5)),
     ((1, 19, 7, 79), (50, 19, 5, 5)),
     ((18, 130, 6, 6), (1, 130, 5, 5)),
+    # No window fits.
+    ((2, 20, 5, 9), (3, 20, 5, 5)),
+    ((2, 20, 9, 5), (3, 20, 5, 5)),
 ]
 
 
@@ -295,6 +299,21 @@ def test_winograds_filtering_ties_where_pixels_repeat(in_tiles, constant_along):
     for name, result, expected in zip(("maxima", "x", "w"), f(x, w, g), expected_results, strict=True):
         largest = abs(expected).max()
         np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[dtype] * largest, err_msg=name)
+
+
+def test_winograds_filtering_gives_bitwise_the_same_on_one_thread(in_tiles):
+    f, dtype = in_tiles
+    rng = np.random.default_rng(13)
+    x, w, g = (rng.normal(size=s).astype(dtype) for s in ((70, 20, 12, 12), (50, 20, 5, 5), (70, 50, 4, 4)))
+    expected_results = f(x, w, g)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        results = f(x, w, g)
+    finally:
+        numba.set_num_threads(threads)
+    for result, expected in zip(results, expected_results, strict=True):
+        assert result.tobytes() == expected.tobytes()
 
 
 def test_winograds_filtering_leaves_what_is_not_finite_where_it_is(in_tiles):
