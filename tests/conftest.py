@@ -151,11 +151,14 @@ def numpy_mlp(softmax_cost):
             batch = slice(start, start + batch_size)
             h = np.tanh(x[batch] @ W0 + b0)
             cost, dz = softmax_cost(h @ W1 + b1, y[batch])
-            penalty = sum(L1_reg * abs(W).sum() + L2_reg * (W**2).sum() for W in (W0, W1))
+            penalty = sum(L2_reg * np.vdot(W, W) + (L1_reg and L1_reg * abs(W).sum()) for W in (W0, W1))
             costs.append(cost + penalty)
             dh = dz @ W1.T * (1 - h**2)
             for W, b, below, gradient in ((W0, b0, x[batch], dh), (W1, b1, h, dz)):
-                W -= learning_rate * (below.T @ gradient + L1_reg * np.sign(W) + L2_reg * 2 * W)
+                step = below.T @ gradient + 2 * L2_reg * W
+                if L1_reg:
+                    step += L1_reg * np.sign(W)
+                W -= learning_rate * step
                 b -= learning_rate * gradient.sum(axis=0)
         names = ("hiddenLayer.W", "hiddenLayer.b", "logRegressionLayer.W", "logRegressionLayer.b")
         parameters = dict(zip(names, (W0, b0, W1, b1), strict=True))

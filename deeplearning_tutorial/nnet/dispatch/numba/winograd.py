@@ -39,7 +39,7 @@ POINTS = TILE + FILTER_LENGTH - 1
 """Points that the polynomials are evaluated at, and rows and columns of pixels that a tile comes of."""
 
 # With fewer channels the products do not outweigh the work before and after them.
-MIN_CHANNELS = 8
+MIN_CHANNELS = 16
 
 # Tiles whose products are kept: enough to read the filters rarely, few enough to stay in the cache.
 BAND_TILES = 32
