@@ -38,7 +38,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector
 from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 # Examples in a block, each of which has a gradient of its own to add to the others.
 BLOCK_ROWS = 128

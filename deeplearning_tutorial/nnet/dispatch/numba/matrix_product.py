@@ -30,7 +30,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, des
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 18
+CACHE_VERSION = 19
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
