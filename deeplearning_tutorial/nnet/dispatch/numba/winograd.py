@@ -71,8 +71,7 @@ def _values_of_pixels(emitter, pixels):
     def plus(factor, a, b):
         return emitter.multiply_add(emitter.constant(factor, a.type), a, b)
 
-    differences = [builder.fsub(a, b) for a, b in zip(pixels[:4], pixels[2:], strict=True)]
-    a, b, c, d = differences
+    a, b, c, d = (builder.fsub(pixels[i], pixels[i + 2]) for i in range(4))
     return [
         plus(1.5, b, builder.fsub(a, c)),
         plus(1.5, builder.fadd(pixels[2], pixels[3]), builder.fadd(b, c)),
@@ -137,6 +136,7 @@ def _transform(function, n_values):
                 return []
 
             emitter.accumulate(builder.udiv(halves, INDEX(2)), [], one_vector)
+            # The rest is half a vector, not a masked one: some processors store those slowly.
             with builder.if_then(builder.trunc(halves, ir.IntType(1))):
                 [(vector, _)] = emitter.vectors(1)
                 transform_at(builder.mul(builder.sub(halves, INDEX(1)), INDEX(emitter.half)), vector)
