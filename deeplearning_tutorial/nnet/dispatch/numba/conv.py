@@ -10,7 +10,6 @@ from numba import types
 from deeplearning_tutorial.nnet.conv import Conv2d
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
-    CACHE_VERSION,
     LAYOUT,
     empty_image,
     filter_blocks,
@@ -69,7 +68,6 @@ def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
 
 @parallel(
     lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[:, :, :, ::1]),
-    CACHE_VERSION,
 )
 def correlate_block(block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
@@ -103,7 +101,6 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
         LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], types.int64, types.int64,
         real[:, :, :, ::1]
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_cols, triples, out):
     """Convolve a block of images where a group has one channel, few filters and no stride.
@@ -129,9 +126,7 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_
     keep(scratch)
 
 
-@parallel(
-    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]), CACHE_VERSION
-)
+@parallel(lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]))
 def pointwise_block(block, blocks, layout, input, weights, out):
     """Convolve a block of images with filters of one pixel: a product of two matrices for each image."""
     channels, n_filters, positions = layout.channels, layout.filters, layout.rows * layout.cols
@@ -170,14 +165,13 @@ def pointwise_weights(layout, filters):
     return weights
 
 
-@parallel(
-    lambda real: (
-        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
-        real[:, :, :, ::1],
-    ),
-    CACHE_VERSION,
-    uses=(correlate_block, correlate_maps_block, pointwise_block),
-)  # fmt: skip
+def arguments_of_whole(real):
+    """Types of layout, two arrays of maps, dilation, flip and result: a convolution's or a gradient's."""
+    maps = real[:, :, :, :]
+    return LAYOUT, maps, maps, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1]
+
+
+@parallel(arguments_of_whole, uses=(correlate_block, correlate_maps_block, pointwise_block))
 def correlate(block, blocks, layout, input, filters, dilation, flip, out):
     """Compute `Conv2d`, to be called as a single block: it is compiled once, not for each Op."""
     blocks, input = min(len(input), 4 * BLOCKS), np.ascontiguousarray(input)
@@ -206,4 +200,4 @@ def make_conv2d(op, node, **kwargs):
         correlate(1, layout, input, filters, dilation, flip, out)
         return out
 
-    return conv2d, CACHE_VERSION
+    return conv2d

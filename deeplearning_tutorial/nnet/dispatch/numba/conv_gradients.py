@@ -11,10 +11,9 @@ from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate
+from deeplearning_tutorial.nnet.dispatch.numba.conv import arguments_of_whole, correlate
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
-    CACHE_VERSION,
     LAYOUT,
     empty_image,
     filter_blocks,
@@ -148,7 +147,6 @@ def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
     lambda real: (
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
     """Sum the filters' gradient over a block of images into ``partial[block]``."""
@@ -183,7 +181,6 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
     lambda real: (
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
     """Compute the same from all positions: a product of pixels and gradients, tile by tile of taps."""
@@ -253,7 +250,6 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
     lambda real: (
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
     """Compute the same where a group has one channel, few filters and no stride, along the rows of maps."""
@@ -280,7 +276,6 @@ def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, 
     lambda real: (
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1]
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, gradient):
     """Compute the gradient of a block of images."""
@@ -341,13 +336,9 @@ def is_dense(output_gradient):
 
 
 @parallel(
-    lambda real: (
-        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
-        real[:, :, :, ::1],
-    ),
-    CACHE_VERSION,
+    arguments_of_whole,
     uses=(filters_gradient_block, dense_filters_gradient_block, maps_gradient_block),
-)  # fmt: skip
+)
 def filters_gradient(block, blocks, layout, input, output_gradient, dilation, flip, gradient):
     """Compute `Conv2dGradFilters`, to be called as a single block: it is compiled once, not for each Op."""
     partial, offsets = empty_partial(layout, gradient), tap_offsets(layout, gradient, dilation)
@@ -385,14 +376,7 @@ def transposed_filters(layout, filters):
     return transposed
 
 
-@parallel(
-    lambda real: (
-        LAYOUT, real[:, :, :, :], real[:, :, :, :], types.UniTuple(types.int64, 2), types.boolean,
-        real[:, :, :, ::1],
-    ),
-    CACHE_VERSION,
-    uses=(correlate, input_gradient_block),
-)  # fmt: skip
+@parallel(arguments_of_whole, uses=(correlate, input_gradient_block))
 def input_gradient(block, blocks, layout, filters, output_gradient, dilation, flip, gradient):
     """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
     pads = transposed_pads(layout, gradient, filters, dilation)
@@ -422,7 +406,7 @@ def make_conv2d_grad_filters(op, node, **kwargs):
         filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient)
         return gradient
 
-    return conv2d_grad_filters, CACHE_VERSION
+    return conv2d_grad_filters
 
 
 @register_kernel(Conv2dGradInput)
@@ -439,4 +423,4 @@ def make_conv2d_grad_input(op, node, **kwargs):
         input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient)
         return gradient
 
-    return conv2d_grad_input, CACHE_VERSION
+    return conv2d_grad_input

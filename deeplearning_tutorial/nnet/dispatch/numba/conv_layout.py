@@ -19,10 +19,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HA
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes, here or
-# in the modules that import this.
-CACHE_VERSION = 28
-
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
 

@@ -52,10 +52,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.winograd import (
     suits_winograd,
 )
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes, here or
-# in the modules that import this.
-CACHE_VERSION = 37
-
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4
 
@@ -113,7 +109,7 @@ def forward_block(window_rows, window_cols, tanh, by_winograd):
             LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
             real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, tanh, by_winograd,
+        window_rows, window_cols, tanh, by_winograd,
     )  # fmt: skip
     def conv_max_pool_block(
         block, blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite
@@ -202,7 +198,7 @@ def forward(window_rows, window_cols, tanh):
             LAYOUT, types.boolean, real[:, :, :, :], real[:, :, :, :], real[:], real[:, :, :, ::1],
             types.uint64[:, :, :, :, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, tanh, uses=[by_sums, by_winograd],
+        window_rows, window_cols, tanh, uses=[by_sums, by_winograd],
     )  # fmt: skip
     def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
         biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
@@ -215,9 +211,7 @@ def forward(window_rows, window_cols, tanh):
         finite = np.ones(max(1, blocks), np.bool_)
         if in_tiles and suits_winograd(layout, filter_shape):
             values, channels = filter_values(layout, weights[0]), np.arange(layout.channels).astype(np.int32)
-            by_winograd(
-                blocks, layout, filter_shape, input, values, channels, biases, out, mask, finite
-            )
+            by_winograd(blocks, layout, filter_shape, input, values, channels, biases, out, mask, finite)
             if finite.all():
                 return
         by_sums(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite)
@@ -245,10 +239,10 @@ def make_conv_max_pool(op, node, **kwargs):
         return out, mask
 
     if op.bias:
-        return biased, CACHE_VERSION
+        return biased
 
     @kernel_njit
     def unbiased(input, filters):
         return biased(input, filters, np.zeros(len(filters), filters.dtype))
 
-    return unbiased, CACHE_VERSION
+    return unbiased

@@ -25,7 +25,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_offsets,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.conv_pool import (
-    CACHE_VERSION,
     FEW_CHANNELS,
     empty_columns,
     find_live_windows,
@@ -78,7 +77,7 @@ def filters_gradient_block(window_rows, window_cols):
             types.uint64[:, :, :, :, ::1], real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
             real[:, :, :, :, ::1], types.float64[:, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols,
+        window_rows, window_cols,
     )  # fmt: skip
     def grad_filters_block(
         block, blocks, layout, filter_shape, tanh, input, mask, output_gradient, output, offsets, partial,
@@ -147,7 +146,7 @@ def filters_gradient(window_rows, window_cols):
             LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
             real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1], real[::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, uses=[run_blocks],
+        window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
     def grad_filters(
         block, blocks, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
@@ -179,7 +178,7 @@ def input_gradient_block(window_rows, window_cols):
             LAYOUT, types.boolean, real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], real[:, :, :, ::1],
             real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols,
+        window_rows, window_cols,
     )  # fmt: skip
     def grad_input_block(block, blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient):
         n_filters = layout.filters
@@ -231,7 +230,7 @@ def input_gradient(window_rows, window_cols):
             LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
             real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1],
         ),
-        CACHE_VERSION, window_rows, window_cols, uses=[run_blocks],
+        window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
     def grad_input(block, blocks, layout, flip, tanh, filters, mask, output_gradient, output, gradient):
         runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
@@ -282,7 +281,7 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
         differentiate(1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient)
         return gradient, bias_gradient
 
-    return with_or_without_output(op, conv_max_pool_grad_filters), CACHE_VERSION
+    return with_or_without_output(op, conv_max_pool_grad_filters)
 
 
 @register_kernel(ConvMaxPoolGradInput)
@@ -300,4 +299,4 @@ def make_conv_max_pool_grad_input(op, node, **kwargs):
         differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient)
         return gradient
 
-    return with_or_without_output(op, conv_max_pool_grad_input), CACHE_VERSION
+    return with_or_without_output(op, conv_max_pool_grad_input)

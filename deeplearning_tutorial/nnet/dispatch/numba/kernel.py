@@ -6,10 +6,12 @@ or not.
 """
 
 import ctypes
+import hashlib
 import inspect
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 import llvmlite.binding
 import numba
@@ -28,6 +30,20 @@ kernel_njit = partial(numba_njit, fastmath={"contract"})
 
 # For functions that hold most of a kernel, which LLVM would optimise by themselves and again in each caller.
 kernel_inline = partial(kernel_njit, inline="always")
+
+
+def _digest_of_sources():
+    """Return a number that changes with the kernels, and with the Ops' functions that they compile."""
+    nnet = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for path in sorted([*nnet.glob("*.py"), *nnet.glob("dispatch/numba/*.py")]):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:6], "big")
+
+
+# PyTensor's and Numba's caches see neither an edited kernel nor that one calls another, by a name that the
+# other has no longer: what they kept of other sources must never be loaded.
+VERSION = _digest_of_sources()
 
 _INDEX = ir.IntType(64)
 _KERNEL = ir.FunctionType(ir.VoidType(), [_INDEX] * 3)
@@ -232,15 +248,13 @@ def all_finite(values):
     return finite
 
 
-def parallel(arguments, version, *parameters, uses=()):
+def parallel(arguments, *parameters, uses=()):
     """Make a kernel of ``body(block, blocks, *arguments)``.
 
     Parameters
     ----------
     arguments : callable
         Takes the Numba type of the first array of floats; returns the Numba types of all arguments.
-    version : int
-        PyTensor's cache of compiled functions does not see an edited kernel: count up whenever it changes.
     *parameters
         What else the body's code depends on, where a factory makes several.
     uses : iterable of kernels
@@ -257,7 +271,7 @@ def parallel(arguments, version, *parameters, uses=()):
         loaded = {}
 
         def name_of(float_type):
-            described = "_".join(map(str, (*parameters, float_type, version)))
+            described = "_".join(map(str, (*parameters, float_type, VERSION)))
             return f"{body.__module__}.{body.__name__}_{described}"
 
         def load(dtype):
@@ -323,7 +337,7 @@ def _compile(body, name, arguments):
 
 
 def register_kernel(op_class):
-    """Register ``make_kernel(op, node) -> (function, cache version)`` for an Op."""
+    """Register ``make_kernel(op, node) -> function`` for an Op."""
 
     def decorator(make_kernel):
         @register_funcify_default_op_cache_key(op_class)
@@ -335,7 +349,7 @@ def register_kernel(op_class):
             if not _threads_started:
                 _keep_freed_memory()
             _threads_started = True
-            return make_kernel(op, node, **kwargs)
+            return make_kernel(op, node, **kwargs), VERSION
 
         return make_kernel
 

@@ -37,9 +37,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_exp_of_negative
 from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 3
-
 # Examples in a block, each of which has a gradient of its own to add to the others.
 BLOCK_ROWS = 128
 # Examples that stay in the cache, with the weights and their gradient; at most 64 groups of INNER_ROWS.
@@ -80,7 +77,6 @@ def softmax_columns(scores, b, labels, log_likelihoods, totals):
         real[:, :], real[:, ::1], real[::1], types.int64[::1], real[::1], real[::1], real[:, :, ::1],
         types.float64[:, ::1],
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def rows_block(
     block, blocks, x, weights, b, labels, output_gradient, log_likelihoods, gradients, bias_gradients
@@ -175,4 +171,4 @@ def make_linear_log_likelihood(op, node, **kwargs):
         transpose(gradient, 0, classes, gradients, 0, features, classes, features)
         return log_likelihoods, gradient, bias_gradients[0].astype(x.dtype)
 
-    return linear_log_likelihood, CACHE_VERSION
+    return linear_log_likelihood

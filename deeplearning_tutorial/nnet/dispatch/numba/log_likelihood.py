@@ -6,14 +6,11 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_nj
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_exp_of_negative
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 8
-
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 4096
 
 
-@parallel(lambda real: (real[:, :], real[:, ::1], real[::1], real[::1]), CACHE_VERSION)
+@parallel(lambda real: (real[:, :], real[:, ::1], real[::1], real[::1]))
 def softmax_block(block, blocks, x, softmax, maxima, log_totals):
     """Compute the softmax of a block of rows, and the two parts of the logarithm of what divides each row."""
     classes = x.shape[1]
@@ -82,10 +79,10 @@ def log_likelihood_grad(softmax, y, output_gradient):
 def make_log_likelihood(op, node, **kwargs):
     """Compile `LogLikelihood`."""
     softmax_block.load(node.outputs[0].dtype)
-    return log_likelihood, CACHE_VERSION
+    return log_likelihood
 
 
 @register_kernel(LogLikelihoodGrad)
 def make_log_likelihood_grad(op, node, **kwargs):
     """Compile `LogLikelihoodGrad`."""
-    return log_likelihood_grad, CACHE_VERSION
+    return log_likelihood_grad

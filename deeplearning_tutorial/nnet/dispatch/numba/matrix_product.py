@@ -29,9 +29,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, descend
 from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 19
-
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
 # Columns that may leave half of a tile's vectors empty.
@@ -42,7 +39,7 @@ COPY_ELEMENTS = 1 << 14
 in_halves = kernel_njit(simd.in_halves)
 
 
-@parallel(lambda real: (real[:, :], real[:, ::1]), CACHE_VERSION)
+@parallel(lambda real: (real[:, :], real[:, ::1]))
 def copy_block(block, blocks, b, out):
     """Copy some columns of a matrix that has its columns, not its rows, side by side in memory."""
     begin, end = block_of(block, blocks, b.shape[1])
@@ -64,7 +61,6 @@ def steps(x):
         types.int64, types.int64, real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real,
         real, types.float64[::1],
     ),
-    CACHE_VERSION,
 )  # fmt: skip
 def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares):
     """Compute a block of the product, or with ``update`` of the new weights.
@@ -123,7 +119,7 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weig
                     copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
 
 
-@parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]), CACHE_VERSION)
+@parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]))
 def inner_block(block, blocks, a, transposed, out):
     """Multiply a block of rows by a few columns; both matrices have their rows side by side in memory."""
     cols, inner = transposed.shape
@@ -186,7 +182,6 @@ def multiply_tiles(a, b, out, update, weights, rate, decay):
     lambda real: (
         real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real, real, real[::1]
     ),
-    CACHE_VERSION,
     uses=(copy_block, product_block, inner_block),
 )  # fmt: skip
 def multiply(block, blocks, a, b, out, update, weights, rate, decay, squares):
@@ -224,12 +219,10 @@ def matrix_product(a, b):
 def make_matrix_product(op, node, **kwargs):
     """Compile `MatrixProduct`."""
     multiply.load(node.outputs[0].dtype)
-    return matrix_product, CACHE_VERSION
+    return matrix_product
 
 
-@parallel(
-    lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), CACHE_VERSION, uses=(multiply,)
-)
+@parallel(lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), uses=(multiply,))
 def multiply_stack(block, blocks, a, b, out):
     """Multiply one pair of matrices after the other, to be called as a single block."""
     zero, squares = a.dtype.type(0), np.empty(0, a.dtype)
@@ -250,7 +243,7 @@ def make_batched_matrix_product(op, node, **kwargs):
         multiply_stack(1, a, b, out)
         return out
 
-    return batched_matrix_product, CACHE_VERSION
+    return batched_matrix_product
 
 
 @register_kernel(WeightUpdate)
@@ -268,10 +261,10 @@ def make_weight_update(op, node, **kwargs):
         return weights, np.asarray(squares[0])
 
     if op.inplace:
-        return overwrite, CACHE_VERSION
+        return overwrite
 
     @kernel_njit
     def weight_update(weights, *others):
         return overwrite(weights.copy(), *others)
 
-    return weight_update, CACHE_VERSION
+    return weight_update

@@ -37,9 +37,6 @@ from deeplearning_tutorial.nnet.pool import (
     pool_output_length,
 )
 
-# PyTensor's cache of compiled functions does not see an edited kernel: count up whenever one changes.
-CACHE_VERSION = 16
-
 BLOCKS = 64
 
 output_length = kernel_njit(pool_output_length)
@@ -128,7 +125,7 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=
     padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
     """
 
-    @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), CACHE_VERSION, visit.__name__)
+    @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
     def rows_block(block, blocks, layout, *arrays):
         starts, dtype = window_starts(layout), arrays[0].dtype
         length = max(starts, layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
@@ -360,7 +357,7 @@ def make_pool(op, node, **kwargs):
         run_blocks(min(layout.maps, BLOCKS), layout, as_maps(x), out_maps)
         return out
 
-    return pool, CACHE_VERSION
+    return pool
 
 
 @register_kernel(AveragePoolGrad)
@@ -378,7 +375,7 @@ def make_average_pool_grad(op, node, **kwargs):
         run_blocks(min(layout.maps, BLOCKS), layout, as_maps(output_gradient), as_maps(gradient))
         return gradient
 
-    return average_pool_grad, CACHE_VERSION
+    return average_pool_grad
 
 
 @register_kernel(MaxPoolGrad)
@@ -398,7 +395,7 @@ def make_max_pool_grad(op, node, **kwargs):
         run_blocks(min(layout.maps, BLOCKS), layout, *arrays)
         return gradient
 
-    return max_pool_grad, CACHE_VERSION
+    return max_pool_grad
 
 
 @register_kernel(MaxPoolGradGrad)
@@ -417,4 +414,4 @@ def make_max_pool_grad_grad(op, node, **kwargs):
         run_blocks(min(layout.maps, BLOCKS), layout, *arrays)
         return out
 
-    return max_pool_grad_grad, CACHE_VERSION
+    return max_pool_grad_grad
