@@ -250,7 +250,8 @@ def test_a_seed_gives_the_same_trials_also_where_the_study_was_stopped_between()
     ],
 )
 def test_each_pruner_is_optunas_and_runs(name, kind):
-    study = optuna.create_study(pruner=make_pruner(name, 3))
+    # Hyperband assigns a trial to its bracket by the name of the study, which is random unless given.
+    study = optuna.create_study(study_name="pruned", pruner=make_pruner(name, 3))
     assert type(study.pruner) is kind
     work(study, n_trials=12, seed=(3,))
     ended_early = [trial for trial in study.trials if trial.user_attrs["epochs"] < 3]
