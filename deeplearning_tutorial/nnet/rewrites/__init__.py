@@ -5,8 +5,8 @@
 ``linear_log_likelihood`` adds the product with the weights below, if nothing is below these. They put one Op
 in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
 descent. In place of PyTensor's own, ``vector_tanh`` puts a faster tanh, ``matrix_product`` a product of
-matrices that shares the kernels' threads, and ``column_sums`` a sum that compiles faster. They are switched
-off like any of PyTensor's rewrites::
+matrices that shares the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` what
+compiles faster. They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -25,6 +25,7 @@ from deeplearning_tutorial.nnet.rewrites.matrix_product import (
     WeightUpdateInplaceRewriter,
     WeightUpdateRewriter,
 )
+from deeplearning_tutorial.nnet.rewrites.rows import RowArgmaxRewriter, RowSoftmaxRewriter
 from deeplearning_tutorial.nnet.rewrites.sum_of_squares import SumOfSquaresRewriter
 from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 
@@ -36,6 +37,8 @@ optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
 # After the simplifications of products, before elementwise Ops are merged into loops, at 48.
 optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)
+optdb.register("row_softmax", RowSoftmaxRewriter, "numba", position=20)
+optdb.register("row_argmax", RowArgmaxRewriter, "numba", position=20)
 optdb.register("linear_log_likelihood", LinearLogLikelihoodRewriter, "numba", position=20.5)
 optdb.register("weight_update", WeightUpdateRewriter, "numba", position=21)
 optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)

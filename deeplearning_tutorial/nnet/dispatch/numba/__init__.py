@@ -10,6 +10,7 @@ from deeplearning_tutorial.nnet.dispatch.numba import (  # noqa: F401
     log_likelihood,
     matrix_product,
     pool,
+    rows,
     shape_hint,
     sum_of_squares,
     tanh,

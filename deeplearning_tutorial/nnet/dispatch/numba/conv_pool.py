@@ -95,24 +95,25 @@ def empty_columns(layout, image):
 
 
 @cache
-def forward_block(window_rows, window_cols, tanh, by_winograd):
+def forward_block(window_rows, window_cols, tanh):
     """Make the kernel that convolves and pools a block of images.
 
-    With ``by_winograd`` it takes the filters' values at the points, and notes in ``finite[block]`` whether
-    the convolution is finite; if not, it may be wrong. The window is then a tile.
+    If ``by_winograd`` is True, which the window must be a tile for, it takes the filters' values at the
+    points, and notes in ``finite[block]`` whether the convolution is finite; if not, it may be wrong.
     """
     pool = max_window(window_rows, window_cols)
     positions = window_rows * window_cols
+    in_tiles = (window_rows, window_cols) == (TILE, TILE)
 
     @parallel(
         lambda real: (
-            LAYOUT, types.UniTuple(types.int64, 2), real[:, :, :, ::1], real[:, ::1], types.int32[::1],
-            real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
+            LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1], real[:, ::1],
+            types.int32[::1], real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
-        window_rows, window_cols, tanh, by_winograd,
+        window_rows, window_cols, tanh,
     )  # fmt: skip
     def conv_max_pool_block(
-        block, blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite
+        block, blocks, layout, filter_shape, by_winograd, input, weights, offsets, biases, out, mask, finite
     ):
         n_filters, lanes = layout.filters, len(biases)
         out_rows, out_cols = out.shape[2:]
@@ -132,8 +133,9 @@ def forward_block(window_rows, window_cols, tanh, by_winograd):
             np.empty(size, input.dtype),
         )
         image, live, columns, lines, wanted, pooled, chosen, maxima = unowned(scratch)
-        products = layout_of_products(layout, out_rows, out_cols)
-        band = empty_band(layout, products, input) if by_winograd else (lines,)
+        tile_rows, tile_cols = (out_rows, out_cols) if by_winograd else (0, 0)
+        products = layout_of_products(layout, tile_rows, tile_cols)
+        band = empty_band(layout, products, input) if in_tiles else (lines,)
         # After the last window, what pooling gives where the convolution is zero.
         n_octets, dead = lanes // MASK_LANES, out_cols
         pool(pooled, dead * lanes, chosen, dead * positions * words, words, lines, 0, 0, 0, biases, n_octets)
@@ -142,7 +144,7 @@ def forward_block(window_rows, window_cols, tanh, by_winograd):
             load_image(layout, input[b], image)
             find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
             for row in range(out_rows):
-                if by_winograd:
+                if in_tiles and by_winograd:
                     row_of_band = row % products.out_rows
                     if row_of_band == 0:
                         rows = min(products.out_rows, out_rows - row)
@@ -189,16 +191,15 @@ def forward_block(window_rows, window_cols, tanh, by_winograd):
 @cache
 def forward(window_rows, window_cols, tanh):
     """Make the kernel of `ConvMaxPool`, to be called as a single block."""
-    by_sums = forward_block(window_rows, window_cols, tanh, False)
+    convolve_block = forward_block(window_rows, window_cols, tanh)
     in_tiles = (window_rows, window_cols) == (TILE, TILE)
-    by_winograd = forward_block(window_rows, window_cols, tanh, True) if in_tiles else by_sums
 
     @parallel(
         lambda real: (
             LAYOUT, types.boolean, real[:, :, :, :], real[:, :, :, :], real[:], real[:, :, :, ::1],
             types.uint64[:, :, :, :, ::1],
         ),
-        window_rows, window_cols, tanh, uses=[by_sums, by_winograd],
+        window_rows, window_cols, tanh, uses=[convolve_block],
     )  # fmt: skip
     def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
         biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
@@ -211,10 +212,14 @@ def forward(window_rows, window_cols, tanh):
         finite = np.ones(max(1, blocks), np.bool_)
         if in_tiles and suits_winograd(layout, filter_shape):
             values, channels = filter_values(layout, weights[0]), np.arange(layout.channels).astype(np.int32)
-            by_winograd(blocks, layout, filter_shape, input, values, channels, biases, out, mask, finite)
+            convolve_block(
+                blocks, layout, filter_shape, True, input, values, channels, biases, out, mask, finite
+            )
             if finite.all():
                 return
-        by_sums(blocks, layout, filter_shape, input, weights, offsets, biases, out, mask, finite)
+        convolve_block(
+            blocks, layout, filter_shape, False, input, weights, offsets, biases, out, mask, finite
+        )
 
     return conv_max_pool
 

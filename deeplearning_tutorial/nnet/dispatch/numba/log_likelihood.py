@@ -48,13 +48,21 @@ def labels_of(y, classes, examples):
 
 
 @kernel_njit
+def softmax_and_divisors(x):
+    """Return the softmax of all rows, and of each the two parts of the logarithm of what divides it."""
+    softmax = np.empty(x.shape, x.dtype)
+    maxima, log_totals = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    if x.size:
+        softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals)
+    return softmax, maxima, log_totals
+
+
+@kernel_njit
 def log_likelihood(x, y):
     """Compute `LogLikelihood`."""
     batch, classes = x.shape
     labels = labels_of(y, classes, batch)
-    softmax = np.empty((batch, classes), x.dtype)
-    maxima, log_totals = np.empty(batch, x.dtype), np.empty(batch, x.dtype)
-    softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals)
+    softmax, maxima, log_totals = softmax_and_divisors(x)
     chosen = np.empty(len(y), x.dtype)
     for i in range(len(y)):
         chosen[i] = x[i, labels[i]] - maxima[i] - log_totals[i]

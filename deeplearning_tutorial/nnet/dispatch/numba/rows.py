@@ -1,0 +1,43 @@
+"""Numba kernels of the softmax and argmax of a matrix's rows."""
+
+import numpy as np
+
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import softmax_and_divisors, softmax_block
+from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
+
+
+@kernel_njit
+def row_softmax(x):
+    """Compute `RowSoftmax`."""
+    return softmax_and_divisors(x)[0]
+
+
+@kernel_njit
+def row_argmax(x):
+    """Compute `RowArgmax`."""
+    rows, cols = x.shape
+    if cols == 0:
+        raise ValueError("attempt to get argmax of an empty sequence")
+    places = np.empty(rows, np.int64)
+    for i in range(rows):
+        place = 0
+        for j in range(1, cols):
+            # Of a NaN both comparisons are false: the first one stays.
+            if not (x[i, j] <= x[i, place] or np.isnan(x[i, place])):
+                place = j
+        places[i] = place
+    return places
+
+
+@register_kernel(RowSoftmax)
+def make_row_softmax(op, node, **kwargs):
+    """Compile `RowSoftmax`."""
+    softmax_block.load(node.outputs[0].dtype)
+    return row_softmax
+
+
+@register_kernel(RowArgmax)
+def make_row_argmax(op, node, **kwargs):
+    """Compile `RowArgmax`."""
+    return row_argmax
