@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -462,32 +463,40 @@ def test_a_mode_whose_package_is_missing_says_how_to_install_it(run, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def lenets_first_epoch(tmp_path_factory):
-    """Train a small LeNet on the sample under a back end, as a user does; return what goes to stdout."""
+def first_epoch(tmp_path_factory):
+    """Train a small network on the sample as a user does; return what goes to stdout but for the speed."""
 
     @cache
-    def train(mode):
-        arguments = f"--mode {mode} --dataset mnist_5k.npz --n-epochs 1 --batch-size 250 --nkerns 2 3".split()
+    def train(script, sizes, mode):
+        arguments = f"--mode {mode} --dataset mnist_5k.npz --n-epochs 1 --batch-size 250 {sizes}".split()
         ended = subprocess.run(
-            [sys.executable, "-m", "deeplearning_tutorial.convolutional_mlp", *arguments],
+            [sys.executable, "-m", f"deeplearning_tutorial.{script}", *arguments],
             capture_output=True,
             text=True,
             cwd=tmp_path_factory.mktemp("run"),
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
-        return ended.stdout
+        return re.sub(r"[\d.]+ epochs/sec", "", ended.stdout)
 
     return train
 
 
-@pytest.mark.parametrize("mode", ["JAX", "PYTORCH", "FAST_RUN"])
-def test_a_script_prints_the_same_under_each_back_end(lenets_first_epoch, mode):
+@pytest.mark.parametrize(
+    "script, sizes, mode",
+    [
+        ("convolutional_mlp", "--nkerns 2 3", "JAX"),
+        ("convolutional_mlp", "--nkerns 2 3", "PYTORCH"),
+        # LeNet would compile for a minute where nothing is fused; `test_callers.py` has its layer so.
+        ("logistic_sgd", "", "FAST_RUN"),
+    ],
+)
+def test_a_script_prints_the_same_under_each_back_end(first_epoch, script, sizes, mode):
     package = {"JAX": "jax", "PYTORCH": "torch"}.get(mode)
     if package is not None and "DEEPLEARNING_TUTORIAL_ALL_BACK_ENDS" not in os.environ:
         pytest.importorskip(package)
-    printed = lenets_first_epoch(mode)
+    printed = first_epoch(script, sizes, mode)
     assert "validation error" in printed
-    assert printed == lenets_first_epoch("NUMBA")
+    assert printed == first_epoch(script, sizes, "NUMBA")
 
 
 def test_mnist_takes_the_place_of_no_other_default(monkeypatch):

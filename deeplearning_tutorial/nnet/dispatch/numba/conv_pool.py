@@ -107,8 +107,9 @@ def forward_block(window_rows, window_cols, tanh):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1], real[:, ::1],
-            types.int32[::1], real[::1], real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
+            LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
+            real[:, ::1], types.int32[::1], real[::1],
+            real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
         window_rows, window_cols, tanh,
     )  # fmt: skip
