@@ -19,6 +19,13 @@ from deeplearning_tutorial.parameters import copy_parameters
 PACKAGE = Path(deeplearning_tutorial.__file__).parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_c_compiler():
+    """Let PyTensor find no C compiler, as on most users' machines: with one, it also compiles constants."""
+    with pytensor.config.change_flags(cxx=""):
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample():
     """The shipped digits as NumPy arrays: (x, y) to train, validate and test, x in float64."""

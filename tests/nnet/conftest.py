@@ -2,6 +2,7 @@ import importlib
 import os
 import warnings
 
+import pytensor
 import pytest
 from hypothesis import given, settings
 from pytensor.compile.mode import Mode
@@ -14,6 +15,7 @@ PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run"],
 MODES = {"py": PERFORM, "NUMBA": "NUMBA", "JAX": "JAX", "PYTORCH": "PYTORCH"}
 # The Ops' perform among PyTensor's C code.
 C_MODE = {"cvm": Mode(linker="cvm", optimizer="fast_run")}
+C_COMPILER = pytensor.config.cxx
 NEEDED_MODULES = {"JAX": "jax", "PYTORCH": "torch"}
 IMPOSSIBLE = {
     ("PYTORCH", "test_conv.py", "test_arrays_in_any_memory_order_are_taken"): (
@@ -31,7 +33,8 @@ def mode(request):
     if name in NEEDED_MODULES and "DEEPLEARNING_TUTORIAL_ALL_BACK_ENDS" not in os.environ:
         pytest.importorskip(NEEDED_MODULES[name])
     if name != "PYTORCH":
-        yield (MODES | C_MODE)[name]
+        with pytensor.config.change_flags(cxx=C_COMPILER if name in C_MODE else ""):
+            yield (MODES | C_MODE)[name]
         return
     with warnings.catch_warnings():
         # PyTorch's compiler uses what PyTorch deprecates.
