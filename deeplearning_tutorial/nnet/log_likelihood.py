@@ -10,11 +10,16 @@ from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
 
+def exponentials_of_rows(x):
+    """Return each row less its maximum, the exponentials of that, and their totals, with NumPy."""
+    shifted = x - x.max(axis=1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(shifted)
+    return shifted, exponentials, exponentials.sum(axis=1, keepdims=True)
+
+
 def log_likelihood(x, y):
     """Compute `LogLikelihood`'s outputs with NumPy."""
-    shifted = x - x.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    totals = exponentials.sum(axis=1, keepdims=True)
+    shifted, exponentials, totals = exponentials_of_rows(x)
     return (shifted - np.log(totals))[np.arange(len(y)), y], exponentials / totals
 
 
