@@ -4,7 +4,15 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.column_sums import ColumnSums
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    check,
+    in_order,
+    kernel_njit,
+    parallel,
+    register_kernel,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.memory import result, zeros
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 1 << 14
@@ -13,11 +21,11 @@ BLOCK_COLUMNS = 32
 
 
 @parallel(lambda real: (types.int64, real[::1], real[::1]))
-def sums_block(block, blocks, rows, x, out):
+def sums_block(memory, block, blocks, rows, x, out):
     """Sum a block of columns, in double precision."""
     cols = len(out)
     begin, end = block_of(block, blocks, cols)
-    totals = np.zeros(end - begin)
+    totals = zeros(memory, end - begin, np.float64)
     for row in range(rows):
         first = row * cols + begin
         for i in range(len(totals)):
@@ -33,9 +41,9 @@ def make_column_sums(op, node, **kwargs):
 
     @kernel_njit
     def column_sums(x):
-        out = np.empty(x.shape[1], x.dtype)
+        out = result(x.shape[1], x)
         blocks = max(1, min(x.size // BLOCK_ELEMENTS, x.shape[1] // BLOCK_COLUMNS))
-        sums_block(blocks, len(x), np.ascontiguousarray(x).reshape(x.size), out)
+        check(sums_block(blocks, len(x), in_order(x).reshape(x.size), out))
         return out
 
     return column_sums

@@ -19,19 +19,21 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     is_pointwise,
     layout_function,
     load_image,
+    numbers,
     padded_positions,
     tap_offsets,
     tap_weights,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
-    keep,
+    check,
+    contiguous,
     kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES, convolve_tile
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, correlate_rows, vector_copy
@@ -69,16 +71,14 @@ def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
 @parallel(
     lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[:, :, :, ::1]),
 )
-def correlate_block(block, blocks, layout, input, weights, offsets, out):
+def correlate_block(memory, block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
     channels, n_filters = layout.channels, layout.filters
     width, positions = in_halves(n_filters, layout.half) * layout.half, padded_positions(layout.out_cols)
-    scratch = (
-        empty_image(layout, TILE_COLUMNS * layout.stride_cols * channels, input),
-        np.empty((TILE_ROWS, positions, width), input.dtype),
-        np.ones(positions // TILE_COLUMNS, np.bool_),
-    )
-    image, lines, wanted = unowned(scratch)
+    image = empty_image(memory, layout, TILE_COLUMNS * layout.stride_cols * channels, input)
+    lines = empty(memory, (TILE_ROWS, positions, width), input)
+    wanted = empty(memory, positions // TILE_COLUMNS, np.bool_)
+    wanted[:] = True
     map_size = layout.out_rows * layout.out_cols
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
@@ -93,7 +93,6 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
                     transpose(
                         out, first, map_size, lines, r * positions * width, width, layout.out_cols, n_filters
                     )
-    keep(scratch)
 
 
 @parallel(
@@ -102,13 +101,12 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
         real[:, :, :, ::1]
     ),
 )  # fmt: skip
-def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_cols, triples, out):
+def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets, filter_cols, triples, out):
     """Convolve a block of images where a group has one channel, few filters and no stride.
 
     A vector holds neighbouring positions, not filters.
     """
-    scratch = empty_image(layout, 0, input), np.empty(len(offsets), input.dtype)
-    image, factors = unowned(scratch)
+    image, factors = empty_image(memory, layout, 0, input), empty(memory, len(offsets), input)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -123,20 +121,15 @@ def correlate_maps_block(block, blocks, layout, input, weights, offsets, filter_
                         layout.cols, offsets, factors, filter_cols, triples, layout.out_cols,
                         min(SUM_ROWS, layout.out_rows - row),
                     )  # fmt: skip
-    keep(scratch)
 
 
 @parallel(lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]))
-def pointwise_block(block, blocks, layout, input, weights, out):
+def pointwise_block(memory, block, blocks, layout, input, weights, out):
     """Convolve a block of images with filters of one pixel: a product of two matrices for each image."""
     channels, n_filters, positions = layout.channels, layout.filters, layout.rows * layout.cols
     width = TILE_HALVES * layout.half
-    scratch = (
-        np.zeros(channels * width, input.dtype),
-        np.empty(TILE_COLUMNS * width, input.dtype),
-        np.arange(channels).astype(np.int32),
-    )
-    columns, tile, offsets = unowned(scratch)
+    columns, tile = zeros(memory, channels * width, input), empty(memory, TILE_COLUMNS * width, input)
+    offsets = numbers(memory, channels)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -152,13 +145,14 @@ def pointwise_block(block, blocks, layout, input, weights, out):
                     )  # fmt: skip
                     for p in range(min(TILE_COLUMNS, n_filters - k)):
                         vector_copy(out, (out_maps + k + p) * positions + first, tile, p * width, count)
-    keep(scratch)
 
 
 @kernel_njit
-def pointwise_weights(layout, filters):
+def pointwise_weights(memory, layout, filters):
     """Copy filters of one pixel to (groups, filters, channels), with zeros for a whole number of tiles."""
-    weights = np.zeros((layout.groups, padded_positions(layout.filters), layout.channels), filters.dtype)
+    weights = zeros(
+        memory, (layout.groups, padded_positions(layout.filters), layout.channels), filters
+    )
     for k in range(len(filters)):
         for channel in range(layout.channels):
             weights[k // layout.filters, k % layout.filters, channel] = filters[k, channel, 0, 0]
@@ -172,19 +166,20 @@ def arguments_of_whole(real):
 
 
 @parallel(arguments_of_whole, uses=(correlate_block, correlate_maps_block, pointwise_block))
-def correlate(block, blocks, layout, input, filters, dilation, flip, out):
+def correlate(memory, block, blocks, layout, input, filters, dilation, flip, out):
     """Compute `Conv2d`, to be called as a single block: it is compiled once, not for each Op."""
-    blocks, input = min(len(input), 4 * BLOCKS), np.ascontiguousarray(input)
+    blocks, input = min(len(input), 4 * BLOCKS), contiguous(memory, input)
     if is_pointwise(layout, input):
-        pointwise_block(blocks, layout, input, pointwise_weights(layout, filters), out)
+        check(pointwise_block(blocks, layout, input, pointwise_weights(memory, layout, filters), out))
         return
-    weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
+    weights = tap_weights(memory, layout, filters, flip)
+    offsets = tap_offsets(memory, layout, filters, dilation)
     if goes_along_maps(layout):
         # Of a dilated filter, neighbouring rows of taps do not serve neighbouring rows of the output.
         triples = filters.shape[2] // 3 if dilation[0] == 1 else 0
-        correlate_maps_block(blocks, layout, input, weights, offsets, filters.shape[3], triples, out)
+        check(correlate_maps_block(blocks, layout, input, weights, offsets, filters.shape[3], triples, out))
     else:
-        correlate_block(blocks, layout, input, weights, offsets, out)
+        check(correlate_block(blocks, layout, input, weights, offsets, out))
 
 
 @register_kernel(Conv2d)
@@ -196,8 +191,8 @@ def make_conv2d(op, node, **kwargs):
     @kernel_njit
     def conv2d(input, filters):
         layout = lay_out(input, filters)
-        out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
-        correlate(1, layout, input, filters, dilation, flip, out)
+        out = result((len(input), len(filters), layout.out_rows, layout.out_cols), input)
+        check(correlate(1, layout, input, filters, dilation, flip, out))
         return out
 
     return conv2d

@@ -31,13 +31,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
-    keep,
+    check,
+    contiguous,
     kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     GATHER_HALVES,
     SHIFTS,
@@ -55,12 +56,12 @@ gather_rows = kernel_njit(simd.gather_rows)
 
 
 @kernel_njit
-def runs_of_weights(layout, filters, flip):
+def runs_of_weights(memory, layout, filters, flip):
     """Copy filters to (groups, runs, filters, taps of a run), padded to whole half vectors."""
     _, channels, rows, cols = filters.shape
     n_runs = rows * cols * channels // layout.run if layout.run else 0
     length = in_halves(layout.run, layout.half) * layout.half
-    runs = np.zeros((layout.groups, n_runs, layout.filters, length), filters.dtype)
+    runs = zeros(memory, (layout.groups, n_runs, layout.filters, length), filters)
     for k in range(len(filters)):
         group, within = divmod(k, layout.filters)
         for channel in range(channels):
@@ -71,6 +72,16 @@ def runs_of_weights(layout, filters, flip):
                     run, tap = divmod((row * cols + col) * channels + channel, layout.run)
                     runs[group, run, within, tap] = filters[k, channel, from_row, from_col]
     return runs
+
+
+@kernel_njit
+def offsets_of_runs(memory, layout, offsets):
+    """Offsets of the runs' first taps, of those of all taps."""
+    step = max(1, layout.run)
+    firsts = empty(memory, (len(offsets) + step - 1) // step, np.int32)
+    for run in range(len(firsts)):
+        firsts[run] = offsets[run * step]
+    return firsts
 
 
 @kernel_inline
@@ -119,7 +130,7 @@ def sum_of_blocks(layout, partial, flip, gradient):
 
 
 @kernel_inline
-def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
+def add_filters(memory, layout, image, runs, run_offsets, offsets, factors, counts):
     """Add to the pixels under each output position the filters' runs there, times ``factors``.
 
     ``runs`` is (runs, filters, taps of a run); ``offsets`` and ``factors`` list for each (row, col) of the
@@ -128,7 +139,7 @@ def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
     n_runs, n_filters, length = runs.shape
     out_rows, out_cols, room = offsets.shape
     halves = length // layout.half
-    here = np.zeros(1, np.int32)
+    here = zeros(memory, 1, np.int32)
     # The run outermost: its taps, of all filters, stay in the first-level cache.
     for run in range(n_runs):
         for row in range(out_rows):
@@ -148,17 +159,13 @@ def add_filters(layout, image, runs, run_offsets, offsets, factors, counts):
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
-def filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+def filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
     """Sum the filters' gradient over a block of images into ``partial[block]``."""
     channels, n_filters = layout.channels, layout.filters
     room = layout.out_rows * layout.out_cols + 1
-    scratch = (
-        empty_image(layout, partial.shape[4], input),
-        offsets[:: max(1, layout.run)].copy(),
-        np.empty(room, np.int32),
-        np.empty(room, input.dtype),
-    )
-    image, run_offsets, pixels, factors = unowned(scratch)
+    image = empty_image(memory, layout, partial.shape[4], input)
+    run_offsets = offsets_of_runs(memory, layout, offsets)
+    pixels, factors = empty(memory, room, np.int32), empty(memory, room, input)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -174,7 +181,6 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
                         factors[count] = factor
                         count += factor != 0
                 add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, 0, count)
-    keep(scratch)
 
 
 @parallel(
@@ -182,19 +188,15 @@ def filters_gradient_block(block, blocks, layout, input, output_gradient, offset
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
-def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
     """Compute the same from all positions: a product of pixels and gradients, tile by tile of taps."""
     channels, n_filters, run_length = layout.channels, layout.filters, layout.run
     positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
     n_runs, room = partial.shape[3], padded_positions(run_length)
     n_taps = n_runs * room
-    scratch = (
-        empty_image(layout, TILE_COLUMNS, input),
-        np.empty(positions, np.int32),
-        np.zeros(positions * width, input.dtype),
-        np.zeros(layout.groups * width * n_taps, input.dtype),
-    )
-    image, pixels, gradients, sums = unowned(scratch)
+    image, pixels = empty_image(memory, layout, TILE_COLUMNS, input), empty(memory, positions, np.int32)
+    gradients = zeros(memory, positions * width, input)
+    sums = zeros(memory, layout.groups * width * n_taps, input)
     # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
     planar = is_pointwise(layout, input) and channels % TILE_COLUMNS == 0
     pixel_step, tap_step = (1, positions) if planar else (channels, 1)
@@ -243,7 +245,6 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
                     at = (group * width + lane) * n_taps + (run * room + tap) * lanes
                     for k in range(lane, min(lane + lanes, n_filters)):
                         partial[block, group, k, run, tap] = sums[at + k - lane]
-    keep(scratch)
 
 
 @parallel(
@@ -251,10 +252,9 @@ def dense_filters_gradient_block(block, blocks, layout, input, output_gradient, 
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
-def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, partial):
+def maps_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
     """Compute the same where a group has one channel, few filters and no stride, along the rows of maps."""
-    scratch = empty_image(layout, 0, input), np.zeros(len(offsets), input.dtype)
-    image, sums = unowned(scratch)
+    image, sums = empty_image(memory, layout, 0, input), zeros(memory, len(offsets), input)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -269,7 +269,6 @@ def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, 
                     )  # fmt: skip
                 for tap in range(len(offsets)):
                     partial[block, group, k, tap // layout.run, tap % layout.run] += sums[tap]
-    keep(scratch)
 
 
 @parallel(
@@ -277,19 +276,14 @@ def maps_gradient_block(block, blocks, layout, input, output_gradient, offsets, 
         LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1]
     ),
 )  # fmt: skip
-def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, gradient):
+def input_gradient_block(memory, block, blocks, layout, runs, output_gradient, offsets, gradient):
     """Compute the gradient of a block of images."""
     channels, n_filters = layout.channels, layout.filters
     length = runs.shape[3]
     shape = layout.out_rows, layout.out_cols, n_filters + 1
-    scratch = (
-        empty_image(layout, length, runs),
-        offsets[:: max(1, layout.run)].copy(),
-        np.empty(shape, np.int32),
-        np.empty(shape, runs.dtype),
-        np.empty(shape[:2], np.int32),
-    )
-    image, run_offsets, chosen, factors, counts = unowned(scratch)
+    image, run_offsets = empty_image(memory, layout, length, runs), offsets_of_runs(memory, layout, offsets)
+    chosen, factors = empty(memory, shape, np.int32), empty(memory, shape, runs)
+    counts = empty(memory, shape[:2], np.int32)
     begin, end = block_of(block, blocks, len(gradient))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -303,9 +297,8 @@ def input_gradient_block(block, blocks, layout, runs, output_gradient, offsets, 
                         chosen[row, col, count] = k * length
                         factors[row, col, count] = factor
                         counts[row, col] = count + (factor != 0)
-            add_filters(layout, image, runs[group], run_offsets, chosen, factors, counts)
+            add_filters(memory, layout, image, runs[group], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b, group * channels : (group + 1) * channels])
-    keep(scratch)
 
 
 @kernel_njit
@@ -316,12 +309,12 @@ def check_gradient(layout, input, filters, output_gradient):
 
 
 @kernel_njit
-def empty_partial(layout, filters):
+def empty_partial(memory, layout, filters):
     """Zeros for the sums of all blocks: (blocks, groups, filters, runs, taps of a run)."""
     n_taps = filters.shape[1] * filters.shape[2] * filters.shape[3]
     n_runs = n_taps // layout.run if layout.run else 0
     length = in_halves(layout.run, layout.half) * layout.half
-    return np.zeros((BLOCKS, layout.groups, layout.filters, n_runs, length), filters.dtype)
+    return zeros(memory, (BLOCKS, layout.groups, layout.filters, n_runs, length), filters)
 
 
 @kernel_njit
@@ -339,18 +332,19 @@ def is_dense(output_gradient):
     arguments_of_whole,
     uses=(filters_gradient_block, dense_filters_gradient_block, maps_gradient_block),
 )
-def filters_gradient(block, blocks, layout, input, output_gradient, dilation, flip, gradient):
+def filters_gradient(memory, block, blocks, layout, input, output_gradient, dilation, flip, gradient):
     """Compute `Conv2dGradFilters`, to be called as a single block: it is compiled once, not for each Op."""
-    partial, offsets = empty_partial(layout, gradient), tap_offsets(layout, gradient, dilation)
-    arrays = np.ascontiguousarray(input), np.ascontiguousarray(output_gradient), offsets, partial
+    partial = empty_partial(memory, layout, gradient)
+    offsets = tap_offsets(memory, layout, gradient, dilation)
+    arrays = contiguous(memory, input), contiguous(memory, output_gradient), offsets, partial
     dense = is_dense(output_gradient)
     if dense and goes_along_maps(layout):
-        maps_gradient_block(BLOCKS, layout, *arrays)
+        check(maps_gradient_block(BLOCKS, layout, *arrays))
     # A few filters leave most of a tile's vectors empty.
     elif dense and 2 * layout.filters >= layout.half:
-        dense_filters_gradient_block(BLOCKS, layout, *arrays)
+        check(dense_filters_gradient_block(BLOCKS, layout, *arrays))
     else:
-        filters_gradient_block(BLOCKS, layout, *arrays)
+        check(filters_gradient_block(BLOCKS, layout, *arrays))
     sum_of_blocks(layout, partial, flip, gradient)
 
 
@@ -363,10 +357,10 @@ def transposed_pads(layout, input, filters, dilation):
 
 
 @kernel_njit
-def transposed_filters(layout, filters):
+def transposed_filters(memory, layout, filters):
     """Copy filters with those and channels swapped within each group."""
     _, channels, rows, cols = filters.shape
-    transposed = np.empty((layout.groups * channels, layout.filters, rows, cols), filters.dtype)
+    transposed = empty(memory, (layout.groups * channels, layout.filters, rows, cols), filters)
     for k in range(len(filters)):
         group, within = divmod(k, layout.filters)
         for channel in range(channels):
@@ -377,19 +371,20 @@ def transposed_filters(layout, filters):
 
 
 @parallel(arguments_of_whole, uses=(correlate, input_gradient_block))
-def input_gradient(block, blocks, layout, filters, output_gradient, dilation, flip, gradient):
+def input_gradient(memory, block, blocks, layout, filters, output_gradient, dilation, flip, gradient):
     """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
     pads = transposed_pads(layout, gradient, filters, dilation)
     overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
     if layout.stride_rows == layout.stride_cols == 1 and overlap and is_dense(output_gradient):
-        filters = transposed_filters(layout, filters)
+        filters = transposed_filters(memory, layout, filters)
         layout = layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups)
-        correlate(1, layout, output_gradient, filters, dilation, not flip, gradient)
+        check(correlate(1, layout, output_gradient, filters, dilation, not flip, gradient))
         return
-    runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, dilation)
+    runs = runs_of_weights(memory, layout, filters, flip)
+    offsets = tap_offsets(memory, layout, filters, dilation)
     blocks = min(len(gradient), 4 * BLOCKS)
-    output_gradient = np.ascontiguousarray(output_gradient)
-    input_gradient_block(blocks, layout, runs, output_gradient, offsets, gradient)
+    output_gradient = contiguous(memory, output_gradient)
+    check(input_gradient_block(blocks, layout, runs, output_gradient, offsets, gradient))
 
 
 @register_kernel(Conv2dGradFilters)
@@ -402,8 +397,8 @@ def make_conv2d_grad_filters(op, node, **kwargs):
     def conv2d_grad_filters(input, filters, output_gradient):
         layout = lay_out(input, filters)
         check_gradient(layout, input, filters, output_gradient)
-        gradient = np.empty(filters.shape, filters.dtype)
-        filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient)
+        gradient = result(filters.shape, filters)
+        check(filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient))
         return gradient
 
     return conv2d_grad_filters
@@ -419,8 +414,8 @@ def make_conv2d_grad_input(op, node, **kwargs):
     def conv2d_grad_input(input, filters, output_gradient):
         layout = lay_out(input, filters)
         check_gradient(layout, input, filters, output_gradient)
-        gradient = np.empty(input.shape, filters.dtype)
-        input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient)
+        gradient = result(input.shape, filters)
+        check(input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient))
         return gradient
 
     return conv2d_grad_input

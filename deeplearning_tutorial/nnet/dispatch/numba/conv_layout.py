@@ -15,6 +15,7 @@ from deeplearning_tutorial.nnet.conv import dilated_length
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
@@ -136,11 +137,11 @@ def filters_of_block(layout, width, filter_block):
 
 
 @kernel_njit
-def tap_offsets(layout, filters, dilation):
+def tap_offsets(memory, layout, filters, dilation):
     """Offsets of a filter's taps, in the order (rows, cols, channels)."""
     channels = layout.channels
     filter_rows, filter_cols = filters.shape[2:]
-    offsets = np.empty(filter_rows * filter_cols * channels, np.int32)
+    offsets = empty(memory, filter_rows * filter_cols * channels, np.int32)
     for row in range(filter_rows):
         for col in range(filter_cols):
             pixel = (row * dilation[0] * layout.cols + col * dilation[1]) * channels
@@ -150,14 +151,14 @@ def tap_offsets(layout, filters, dilation):
 
 
 @kernel_njit
-def tap_weights(layout, filters, flip):
+def tap_weights(memory, layout, filters, flip):
     """Copy filters to (groups, taps * filters), the filters padded with zeros to whole half vectors.
 
     Of a group, each block of filters lies by itself as (taps, filters).
     """
     _, channels, rows, cols = filters.shape
     n_taps, width = rows * cols * channels, in_halves(layout.filters, layout.half) * layout.half
-    weights = np.zeros((layout.groups, n_taps * width), filters.dtype)
+    weights = zeros(memory, (layout.groups, n_taps * width), filters)
     for group in range(layout.groups):
         for filter_block in range(filter_blocks(layout, width)):
             lane, halves = filters_of_block(layout, width, filter_block)
@@ -176,15 +177,24 @@ def tap_weights(layout, filters, flip):
 
 
 @kernel_njit
+def numbers(memory, count):
+    """Offsets of the first ``count`` elements."""
+    offsets = empty(memory, count, np.int32)
+    for i in range(count):
+        offsets[i] = i
+    return offsets
+
+
+@kernel_njit
 def padded_positions(positions):
     """``positions`` rounded up to a multiple of TILE_COLUMNS."""
     return (positions + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 
 
 @kernel_njit
-def empty_image(layout, extra, like):
+def empty_image(memory, layout, extra, like):
     """Zeros for a padded image, channels-last and flat, and ``extra`` elements for vectors to run over."""
-    return np.zeros(layout.rows * layout.cols * layout.channels + extra, like.dtype)
+    return zeros(memory, layout.rows * layout.cols * layout.channels + extra, like)
 
 
 @kernel_njit

@@ -20,6 +20,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     in_halves,
     layout_function,
     load_image,
+    numbers,
     padded_positions,
     tap_offsets,
     tap_weights,
@@ -27,12 +28,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
-    keep,
+    check,
+    contiguous,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
@@ -89,9 +91,9 @@ def find_live_windows(layout, filter_rows, filter_cols, window_rows, window_cols
 
 
 @kernel_njit
-def empty_columns(layout, image):
+def empty_columns(memory, layout, image):
     """Room for a row of pixels in whole vectors."""
-    return np.empty(2 * in_halves(layout.cols * layout.channels, 2 * layout.half) * layout.half, image.dtype)
+    return empty(memory, 2 * in_halves(layout.cols * layout.channels, 2 * layout.half) * layout.half, image)
 
 
 @cache
@@ -114,8 +116,9 @@ def forward_block(window_rows, window_cols, tanh):
         window_rows, window_cols, tanh,
     )  # fmt: skip
     def conv_max_pool_block(
-        block, blocks, layout, filter_shape, by_winograd, input, weights, offsets, biases, out, mask, finite
-    ):
+        memory, block, blocks, layout, filter_shape, by_winograd, input, weights, offsets, biases, out, mask,
+        finite,
+    ):  # fmt: skip
         n_filters, lanes = layout.filters, len(biases)
         out_rows, out_cols = out.shape[2:]
         words = mask.shape[4]
@@ -123,20 +126,17 @@ def forward_block(window_rows, window_cols, tanh):
         skip = layout.channels <= FEW_CHANNELS and all_finite(weights.reshape(weights.size))
         size, conv_positions = n_filters * out_rows * out_cols, padded_positions(out_cols * window_cols)
         # What is read back soon lies in scratch: the mask and the output, new memory, may not be in a cache.
-        scratch = (
-            empty_image(layout, TILE_COLUMNS * layout.channels + 2 * layout.half, input),
-            np.empty((out_rows, out_cols), np.bool_),
-            empty_columns(layout, input),
-            np.zeros((window_rows, conv_positions, lanes), input.dtype),
-            np.empty(conv_positions // TILE_COLUMNS, np.bool_),
-            np.empty((out_cols + 1, lanes), input.dtype),
-            np.zeros((out_cols + 1) * positions * words, np.uint64),
-            np.empty(size, input.dtype),
-        )
-        image, live, columns, lines, wanted, pooled, chosen, maxima = unowned(scratch)
+        image = empty_image(memory, layout, TILE_COLUMNS * layout.channels + 2 * layout.half, input)
+        live = empty(memory, (out_rows, out_cols), np.bool_)
+        columns = empty_columns(memory, layout, input)
+        lines = zeros(memory, (window_rows, conv_positions, lanes), input)
+        wanted = empty(memory, conv_positions // TILE_COLUMNS, np.bool_)
+        pooled = empty(memory, (out_cols + 1, lanes), input)
+        chosen = zeros(memory, (out_cols + 1) * positions * words, np.uint64)
+        maxima = empty(memory, size, input)
         tile_rows, tile_cols = (out_rows, out_cols) if by_winograd else (0, 0)
         products = layout_of_products(layout, tile_rows, tile_cols)
-        band = empty_band(layout, products, input) if in_tiles else (lines,)
+        band = empty_band(memory, layout, products, input) if in_tiles else (lines,)
         # After the last window, what pooling gives where the convolution is zero.
         n_octets, dead = lanes // MASK_LANES, out_cols
         pool(pooled, dead * lanes, chosen, dead * positions * words, words, lines, 0, 0, 0, biases, n_octets)
@@ -149,8 +149,8 @@ def forward_block(window_rows, window_cols, tanh):
                     row_of_band = row % products.out_rows
                     if row_of_band == 0:
                         rows = min(products.out_rows, out_rows - row)
-                        multiply_band(layout, products, image, row, rows, weights, offsets, unowned(band))
-                    convolution_of_row(products, row_of_band, unowned(band), lines)
+                        multiply_band(layout, products, image, row, rows, weights, offsets, band)
+                    convolution_of_row(products, row_of_band, band, lines)
                     finite[block] &= all_finite(lines.reshape(lines.size))
                 else:
                     for tile in range(len(wanted)):
@@ -183,8 +183,6 @@ def forward_block(window_rows, window_cols, tanh):
                 vector_tanh(out, b * size, maxima, 0, size)
             else:
                 copy_elements(out, b * size, maxima, 0, size)
-        keep(scratch)
-        keep(band)
 
     return conv_max_pool_block
 
@@ -202,24 +200,30 @@ def forward(window_rows, window_cols, tanh):
         ),
         window_rows, window_cols, tanh, uses=[convolve_block],
     )  # fmt: skip
-    def conv_max_pool(block, blocks, layout, flip, input, filters, bias, out, mask):
-        biases = np.zeros(in_halves(layout.filters, MASK_LANES) * MASK_LANES, input.dtype)
-        for k in range(layout.filters):
+    def conv_max_pool(memory, block, blocks, layout, flip, input, filters, bias, out, mask):
+        biases = zeros(memory, in_halves(layout.filters, MASK_LANES) * MASK_LANES, input)
+        for k in range(len(bias)):
             biases[k] = bias[k]
-        weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
+        weights = tap_weights(memory, layout, filters, flip)
+        offsets = tap_offsets(memory, layout, filters, (1, 1))
         # A mask of no filters has no last word.
         blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
-        input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
-        finite = np.ones(max(1, blocks), np.bool_)
+        input, filter_shape = contiguous(memory, input), filters.shape[2:]
+        finite = empty(memory, max(1, blocks), np.bool_)
+        finite[:] = True
         if in_tiles and suits_winograd(layout, filter_shape):
-            values, channels = filter_values(layout, weights[0]), np.arange(layout.channels).astype(np.int32)
-            convolve_block(
-                blocks, layout, filter_shape, True, input, values, channels, biases, out, mask, finite
+            values, channels = filter_values(memory, layout, weights[0]), numbers(memory, layout.channels)
+            check(
+                convolve_block(
+                    blocks, layout, filter_shape, True, input, values, channels, biases, out, mask, finite
+                )
             )
             if finite.all():
                 return
-        convolve_block(
-            blocks, layout, filter_shape, False, input, weights, offsets, biases, out, mask, finite
+        check(
+            convolve_block(
+                blocks, layout, filter_shape, False, input, weights, offsets, biases, out, mask, finite
+            )
         )
 
     return conv_max_pool
@@ -234,21 +238,23 @@ def make_conv_max_pool(op, node, **kwargs):
     convolve_and_pool.load(node.outputs[0].dtype)
 
     @kernel_njit
-    def biased(input, filters, bias):
+    def with_any_bias(input, filters, bias):
         layout = plain_layout(input, filters)
-        if len(bias) != layout.filters:
-            raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
-        out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
-        mask = np.empty((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
-        convolve_and_pool(1, layout, flip, input, filters, bias, out, mask)
+        out = result((len(input), layout.filters, rows, cols), input)
+        mask = result((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
+        check(convolve_and_pool(1, layout, flip, input, filters, bias, out, mask))
         return out, mask
 
-    if op.bias:
-        return biased
+    @kernel_njit
+    def biased(input, filters, bias):
+        if len(bias) != len(filters):
+            raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
+        return with_any_bias(input, filters, bias)
 
     @kernel_njit
     def unbiased(input, filters):
-        return biased(input, filters, np.zeros(len(filters), filters.dtype))
+        # No elements, which takes no memory that an exception would leave behind.
+        return with_any_bias(input, filters, filters[:0, 0, 0, 0])
 
-    return unbiased
+    return biased if op.bias else unbiased

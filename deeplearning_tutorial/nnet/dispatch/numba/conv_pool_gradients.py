@@ -13,6 +13,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
     add_pixels,
     empty_partial,
+    offsets_of_runs,
     runs_of_weights,
     sum_of_blocks,
 )
@@ -33,12 +34,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_pool import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
-    keep,
+    check,
+    contiguous,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import trailing_zeros
 
 
@@ -80,25 +82,21 @@ def filters_gradient_block(window_rows, window_cols):
         window_rows, window_cols,
     )  # fmt: skip
     def grad_filters_block(
-        block, blocks, layout, filter_shape, tanh, input, mask, output_gradient, output, offsets, partial,
-        partial_bias,
+        memory, block, blocks, layout, filter_shape, tanh, input, mask, output_gradient, output, offsets,
+        partial, partial_bias,
     ):  # fmt: skip
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
         # Flat lists, and unsigned indices, which Numba need not check for their sign.
         windows = out_rows * out_cols
         room = np.uint64(windows * positions)
-        scratch = (
-            empty_image(layout, partial.shape[4] + 2 * layout.half, input),
-            offsets[:: max(1, layout.run)].copy(),
-            np.empty((out_rows, out_cols), np.bool_),
-            empty_columns(layout, input),
-            np.empty((n_filters, windows), input.dtype),
-            np.empty(n_filters * windows * positions, np.int32),
-            np.empty(n_filters * windows * positions, input.dtype),
-            np.empty(n_filters, np.uint64),
-        )
-        image, run_offsets, live, columns, gradients, pixels, factors, ends = unowned(scratch)
+        image = empty_image(memory, layout, partial.shape[4] + 2 * layout.half, input)
+        run_offsets = offsets_of_runs(memory, layout, offsets)
+        live, columns = empty(memory, (out_rows, out_cols), np.bool_), empty_columns(memory, layout, input)
+        gradients = empty(memory, (n_filters, windows), input)
+        pixels = empty(memory, n_filters * windows * positions, np.int32)
+        factors = empty(memory, n_filters * windows * positions, input)
+        ends = empty(memory, n_filters, np.uint64)
         flat_gradients = gradients.reshape(gradients.size)
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
@@ -131,7 +129,6 @@ def filters_gradient_block(window_rows, window_cols):
                 first = k * np.int64(room)
                 count = np.int64(ends[k]) - first
                 add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, count)
-        keep(scratch)
 
     return grad_filters_block
 
@@ -149,14 +146,18 @@ def filters_gradient(window_rows, window_cols):
         window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
     def grad_filters(
-        block, blocks, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
-    ):
-        partial, offsets = empty_partial(layout, gradient), tap_offsets(layout, gradient, (1, 1))
-        partial_bias = np.zeros((BLOCKS, layout.filters))
-        run_blocks(
-            BLOCKS, layout, gradient.shape[2:], tanh, np.ascontiguousarray(input),
-            np.ascontiguousarray(mask), np.ascontiguousarray(output_gradient), np.ascontiguousarray(output),
-            offsets, partial, partial_bias,
+        memory, block, blocks, layout, flip, tanh, input, mask, output_gradient, output, gradient,
+        bias_gradient,
+    ):  # fmt: skip
+        partial = empty_partial(memory, layout, gradient)
+        offsets = tap_offsets(memory, layout, gradient, (1, 1))
+        partial_bias = zeros(memory, (BLOCKS, layout.filters), np.float64)
+        check(
+            run_blocks(
+                BLOCKS, layout, gradient.shape[2:], tanh, contiguous(memory, input),
+                contiguous(memory, mask), contiguous(memory, output_gradient), contiguous(memory, output),
+                offsets, partial, partial_bias,
+            )
         )  # fmt: skip
         sum_of_blocks(layout, partial, flip, gradient)
         for k in range(layout.filters):
@@ -180,20 +181,18 @@ def input_gradient_block(window_rows, window_cols):
         ),
         window_rows, window_cols,
     )  # fmt: skip
-    def grad_input_block(block, blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient):
+    def grad_input_block(
+        memory, block, blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient
+    ):
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
         length = runs.shape[3]
         shape = out_rows * window_rows, out_cols * window_cols, n_filters
-        scratch = (
-            empty_image(layout, length, runs),
-            offsets[:: max(1, layout.run)].copy(),
-            np.empty((n_filters, out_rows * out_cols), runs.dtype),
-            np.empty(shape, np.int32),
-            np.empty(shape, runs.dtype),
-            np.empty(shape[:2], np.int32),
-        )
-        image, run_offsets, gradients, chosen, factors, counts = unowned(scratch)
+        image = empty_image(memory, layout, length, runs)
+        run_offsets = offsets_of_runs(memory, layout, offsets)
+        gradients = empty(memory, (n_filters, out_rows * out_cols), runs)
+        chosen, factors = empty(memory, shape, np.int32), empty(memory, shape, runs)
+        counts = empty(memory, shape[:2], np.int32)
         begin, end = block_of(block, blocks, len(gradient))
         for b in range(begin, end):
             image[:] = 0
@@ -213,9 +212,8 @@ def input_gradient_block(window_rows, window_cols):
                                 factors[at_row, at_col, count] = gradients[k, row * out_cols + col]
                                 count += 1
                         counts[at_row, at_col] = count
-            add_filters(layout, image, runs[0], run_offsets, chosen, factors, counts)
+            add_filters(memory, layout, image, runs[0], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b])
-        keep(scratch)
 
     return grad_input_block
 
@@ -232,11 +230,16 @@ def input_gradient(window_rows, window_cols):
         ),
         window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
-    def grad_input(block, blocks, layout, flip, tanh, filters, mask, output_gradient, output, gradient):
-        runs, offsets = runs_of_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
-        run_blocks(
-            min(len(gradient), 4 * BLOCKS), layout, tanh, runs, np.ascontiguousarray(mask),
-            np.ascontiguousarray(output_gradient), np.ascontiguousarray(output), offsets, gradient,
+    def grad_input(
+        memory, block, blocks, layout, flip, tanh, filters, mask, output_gradient, output, gradient
+    ):
+        runs = runs_of_weights(memory, layout, filters, flip)
+        offsets = tap_offsets(memory, layout, filters, (1, 1))
+        check(
+            run_blocks(
+                min(len(gradient), 4 * BLOCKS), layout, tanh, runs, contiguous(memory, mask),
+                contiguous(memory, output_gradient), contiguous(memory, output), offsets, gradient,
+            )
         )  # fmt: skip
 
     return grad_input
@@ -276,9 +279,12 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
     def conv_max_pool_grad_filters(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
-        gradient = np.empty(filters.shape, filters.dtype)
-        bias_gradient = np.empty(layout.filters, filters.dtype)
-        differentiate(1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient)
+        gradient, bias_gradient = result(filters.shape, filters), result(layout.filters, filters)
+        check(
+            differentiate(
+                1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
+            )
+        )
         return gradient, bias_gradient
 
     return with_or_without_output(op, conv_max_pool_grad_filters)
@@ -295,8 +301,8 @@ def make_conv_max_pool_grad_input(op, node, **kwargs):
     def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
-        gradient = np.empty(input.shape, filters.dtype)
-        differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient)
+        gradient = result(input.shape, filters)
+        check(differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient))
         return gradient
 
     return with_or_without_output(op, conv_max_pool_grad_input)

@@ -2,7 +2,7 @@
 
 A kernel does one block of the work. It is compiled once for each data type, into a library of its own, and
 called through a pointer: Numba would otherwise compile it anew within each function that calls it, directly
-or not.
+or not. A call returns a status, and frees what the kernel allocated (`memory`): no exception passes a thread.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import llvmlite.binding
@@ -18,11 +18,21 @@ import numba
 import numpy as np
 import pytensor
 from llvmlite import ir
-from numba import cfunc, prange, types
+from numba import carray, cfunc, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
+
+from deeplearning_tutorial.nnet.dispatch.numba.memory import (
+    NO_MEMORY,
+    as_contiguous,
+    empty,
+    free_listed,
+    is_missing,
+    missing,
+    result,
+)
 
 # Only the fused multiply-add. PyTensor's own choice also lets sums be reordered, which undoes steps that rely
 # on rounding, such as the exact reduction in the hyperbolic tangent.
@@ -46,7 +56,7 @@ def _digest_of_sources():
 VERSION = _digest_of_sources()
 
 _INDEX = ir.IntType(64)
-_KERNEL = ir.FunctionType(ir.VoidType(), [_INDEX] * 3)
+_KERNEL_ARGUMENTS = [types.int64] * 4
 
 # 1 while a kernel uses Numba's threads, and for good in the forked child of a process that has started them.
 # Compiled code, cached or not, finds it by its name.
@@ -137,36 +147,141 @@ def _take_block(typingctx, taken, block):
 
 @intrinsic
 def _call(typingctx, kernel, block, blocks, frame):
-    """Call the kernel at an address."""
+    """Call the kernel at an address; free what it allocated; return 1 if an exception ended it, else 0."""
 
     def codegen(context, builder, signature, arguments):
-        address, *rest = arguments
-        builder.call(builder.inttoptr(address, _KERNEL.as_pointer()), rest)
+        address, *given = arguments
+        allocated = cgutils.alloca_once(builder, cgutils.voidptr_t)
+        builder.store(cgutils.voidptr_t(None), allocated)
+        given.append(builder.ptrtoint(allocated, _INDEX))
+        function_type = context.call_conv.get_function_type(types.none, _KERNEL_ARGUMENTS)
+        function = builder.inttoptr(address, function_type.as_pointer())
+        status, _ = context.call_conv.call_function(builder, function, types.none, _KERNEL_ARGUMENTS, given)
+        free_listed(context, builder, allocated)
+        return builder.zext(status.is_error, _INDEX)
+
+    return types.int64(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def _allocate(typingctx, size):
+    """Return the address of ``size`` bytes, or 0 where there is no memory."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.ptrtoint(context.nrt.allocate_unchecked(builder, arguments[0]), _INDEX)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _free(typingctx, address):
+    def codegen(context, builder, signature, arguments):
+        context.nrt.free(builder, builder.inttoptr(arguments[0], cgutils.voidptr_t))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def _integers(typingctx, address):
+    """Return the address of integers as a pointer, for `carray`."""
+    pointer = types.CPointer(types.int64)
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], _INDEX.as_pointer())
+
+    return pointer(types.int64), codegen
+
+
+@intrinsic
+def _number_of_threads(typingctx):
+    def codegen(context, builder, signature, arguments):
+        function = ir.FunctionType(_INDEX, [])
+        return builder.call(_external(builder, partial(ir.Function, ftype=function), "get_num_threads"), [])
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def _let_other_callers_run(typingctx):
+    """Let go of Python's lock for a moment, if the caller holds it.
+
+    PyTensor's functions keep arguments and results in one place for all callers. Here neither is in use; in
+    the next line of Python, where other threads that wait for the lock would get it, they are.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        python = context.get_python_api(builder)
+        check = partial(ir.Function, ftype=ir.FunctionType(ir.IntType(32), []))
+        held = builder.call(_external(builder, check, "PyGILState_Check"), [])
+        with builder.if_then(builder.icmp_signed("!=", held, held.type(0))):
+            python.restore_thread(python.save_thread())
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _share_among_threads(typingctx, function, threads, job):
+    """Let each of Numba's threads call the function at an address with its number and the job.
+
+    ``numba.prange`` would let go of Python's lock meanwhile.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        function, threads, job = arguments
+        pointer = cgutils.voidptr_t
+        # An array of pointers, one for each thread, whose distance to the job is the thread's number.
+        first, length, step = (
+            cgutils.alloca_once_value(builder, value) for value in (job, threads, _INDEX(1))
+        )
+        parallel_for = _external(
+            builder,
+            partial(ir.Function, ftype=ir.FunctionType(ir.VoidType(), [pointer] * 5 + [_INDEX] * 3)),
+            "numba_parallel_for",
+        )
+        builder.call(
+            parallel_for,
+            [
+                builder.inttoptr(function, pointer),
+                *(builder.bitcast(place, pointer) for place in (first, length, step)),
+                builder.inttoptr(job, pointer),
+                _INDEX(0),
+                _INDEX(1),
+                threads,
+            ],
+        )
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
+
+
+# A job in memory: these, then a flag for each block that is taken.
+_JOB_KERNEL, _JOB_BLOCKS, _JOB_FRAME, _JOB_THREADS, _JOB_FAILED, _JOB_TAKEN = range(6)
 
 
 @kernel_njit
-def _run_from(kernel, first, blocks, frame, taken):
-    """Call the kernel for ``first`` and all blocks after it, then those before, that nobody has taken."""
-    if _take_block(taken, first):
-        _call(kernel, first, blocks, frame)
-        for i in range(first + 1, first + blocks):
-            block = i if i < blocks else i - blocks
-            if _take_block(taken, block):
-                _call(kernel, block, blocks, frame)
+def _run_from(job, thread):
+    """Call the kernel for the blocks of a thread's share, and then for the others, that nobody has taken."""
+    values = carray(_integers(job), _JOB_TAKEN)
+    kernel, blocks, frame = values[_JOB_KERNEL], values[_JOB_BLOCKS], values[_JOB_FRAME]
+    first = thread * blocks // values[_JOB_THREADS]
+    for i in range(first, first + blocks):
+        block = i if i < blocks else i - blocks
+        if _take_block(job + 8 * _JOB_TAKEN, block) and _call(kernel, block, blocks, frame):
+            values[_JOB_FAILED] = 1
 
 
-@kernel_njit(parallel=True)
-def _run_on_threads(kernel, blocks, frame, taken):
-    for block in prange(blocks):
-        _run_from(kernel, np.int64(block), blocks, frame, taken)
+def _run_share(starts, lengths, steps, job):
+    """Do a share of a job, as Numba's threads call it."""
+    first = carray(starts, 1)[0] - job
+    for thread in range(first, first + carray(lengths, 1)[0]):
+        _run_from(job, thread)
 
 
 @kernel_njit
-def _run(kernel, blocks, frame):
-    """Call the kernel for every block.
+def _run(share, kernel, blocks, frame):
+    """Call the kernel for every block; return 1 if one failed, else 0.
 
     Each thread has its share, whose data may still be in its cache. When done it helps the others: threads
     start late, and cores are shared with other programs, or differ.
@@ -175,21 +290,28 @@ def _run(kernel, blocks, frame):
     child. There the blocks run one after another on the caller's thread. No block may depend on another one,
     so the results are the same.
     """
-    if blocks > 1 and _take_threads():
-        taken = np.zeros(blocks, np.int64)
-        _run_on_threads(kernel, blocks, frame, taken.ctypes.data)
-        keep(taken)
+    job = _allocate(8 * (_JOB_TAKEN + blocks)) if blocks > 1 else 0
+    failed = 0
+    if job and _take_threads():
+        values = carray(_integers(job), _JOB_TAKEN + blocks)
+        values[:] = 0
+        threads = min(blocks, _number_of_threads())
+        values[_JOB_KERNEL], values[_JOB_BLOCKS], values[_JOB_FRAME] = kernel, blocks, frame
+        values[_JOB_THREADS] = threads
+        _share_among_threads(share, threads, job)
+        failed = values[_JOB_FAILED]
         _release_threads()
     else:
         for block in range(blocks):
-            _call(kernel, block, blocks, frame)
+            failed |= _call(kernel, block, blocks, frame)
+    if job:
+        _free(job)
+        _let_other_callers_run()
+    return failed
 
 
 def _without_owners(context, builder, tuple_type, values):
-    """Return a tuple whose arrays have no owner, so that nothing is counted when they are sliced or passed.
-
-    Counting is atomic. In an inner loop it cost a third of the time, more where threads share the count.
-    """
+    """Return a tuple whose arrays have no owner: nothing is counted when they are sliced or passed on."""
     elements = []
     for kind, value in zip(tuple_type, cgutils.unpack_tuple(builder, values), strict=True):
         if isinstance(kind, types.Array):
@@ -201,24 +323,55 @@ def _without_owners(context, builder, tuple_type, values):
     return context.make_tuple(builder, tuple_type, elements)
 
 
-@intrinsic
-def unowned(typingctx, arrays):
-    """Return a tuple of arrays without owners, valid until `keep` is called with the same tuple."""
+@kernel_inline
+def check(failed):
+    """Raise MemoryError if a kernel failed, or a result is missing.
 
-    def codegen(context, builder, signature, arguments):
-        return _without_owners(context, builder, arrays, arguments[0])
+    Inline, for what the caller holds is then freed.
+    """
+    if failed:
+        raise MemoryError(NO_MEMORY)
 
-    return arrays(arrays), codegen
+
+@kernel_njit
+def _is_in_order(array):
+    """Tell whether the elements lie in C order, one after the other."""
+    step = array.itemsize
+    for axis in range(array.ndim - 1, -1, -1):
+        if array.shape[axis] != 1 and array.strides[axis] != step:
+            return False
+        step *= array.shape[axis]
+    return True
 
 
-@intrinsic
-def keep(typingctx, arrays):
-    """Do nothing, but be a use of an array or a tuple of them, before which Numba does not free them."""
+@kernel_njit
+def contiguous(memory, array):
+    """Return an array with its elements in C order: the given one, if it is, else a copy for the kernel."""
+    if _is_in_order(array):
+        return as_contiguous(array)
+    copy = empty(memory, array.shape, array)
+    copy[...] = array
+    return copy
 
-    def codegen(context, builder, signature, arguments):
-        return context.get_dummy_value()
 
-    return types.void(arrays), codegen
+def in_order(array):
+    """Return an array with its elements in C order: the given one, if it is, else a copy, a `result`."""
+
+
+@overload(in_order)
+def _in_order(array):
+    if array.layout == "C":
+        return lambda array: array
+
+    def copied(array):
+        if _is_in_order(array):
+            return as_contiguous(array)
+        copy = result(array.shape, array)
+        if not missing(copy):
+            copy[...] = array
+        return copy
+
+    return copied
 
 
 @kernel_njit
@@ -249,7 +402,7 @@ def all_finite(values):
 
 
 def parallel(arguments, *parameters, uses=()):
-    """Make a kernel of ``body(block, blocks, *arguments)``.
+    """Make a kernel of ``body(memory, block, blocks, *arguments)``.
 
     Parameters
     ----------
@@ -263,8 +416,9 @@ def parallel(arguments, *parameters, uses=()):
     Returns
     -------
     callable
-        For jitted code: ``kernel(blocks, *arguments)`` runs all blocks. In each process its attribute
-        ``load(dtype)`` must be called before.
+        For jitted code: ``kernel(blocks, *arguments)`` runs all blocks. It tells, for `check`, whether one of
+        them failed, or an argument is missing. In each process its attribute ``load(dtype)`` must be called
+        before.
     """
 
     def decorator(body):
@@ -275,6 +429,7 @@ def parallel(arguments, *parameters, uses=()):
             return f"{body.__module__}.{body.__name__}_{described}"
 
         def load(dtype):
+            _load_share()
             for kernel in uses:
                 kernel.load(dtype)
             float_type = numba.from_dtype(np.dtype(dtype))
@@ -283,7 +438,7 @@ def parallel(arguments, *parameters, uses=()):
                 # Numba does not inline what takes ``*arguments``.
                 compiled = kernel_njit if inspect.getfullargspec(body).varargs else kernel_inline
                 loaded[name] = _compile(compiled(body), name, arguments(float_type))
-                llvmlite.binding.add_symbol(name, loaded[name].address)
+                llvmlite.binding.add_symbol(name, _address_of(loaded[name]))
 
         @intrinsic
         def run(typingctx, blocks, *given):
@@ -296,14 +451,21 @@ def parallel(arguments, *parameters, uses=()):
                 given = context.cast(builder, given, signature.args[1], frame_type)
                 frame = cgutils.alloca_once(builder, context.get_data_type(frame_type))
                 context.pack_value(builder, frame_type, given, frame)
-                kernel = _external(builder, partial(ir.Function, ftype=_KERNEL), name)
-                addresses = [builder.ptrtoint(pointer, _INDEX) for pointer in (kernel, frame)]
+                lacking = ir.IntType(1)(0)
+                for kind, value in zip(frame_type, cgutils.unpack_tuple(builder, given), strict=True):
+                    if isinstance(kind, types.Array):
+                        lacking = builder.or_(lacking, is_missing(context, builder, kind, value))
+                symbol = partial(ir.GlobalVariable, typ=_INDEX)
+                share, kernel = (_external(builder, symbol, called) for called in (_SHARE, name))
+                share, kernel, frame = (builder.ptrtoint(place, _INDEX) for place in (share, kernel, frame))
+                blocks = builder.select(lacking, _INDEX(0), blocks)
                 run_type = typingctx.resolve_value_type(_run)
-                run_signature = run_type.get_call_type(typingctx, [types.int64] * 3, {})
-                context.get_function(run_type, run_signature)(builder, [addresses[0], blocks, addresses[1]])
-                return context.get_dummy_value()
+                run_signature = run_type.get_call_type(typingctx, [types.int64] * 4, {})
+                run_blocks = context.get_function(run_type, run_signature)
+                failed = run_blocks(builder, [share, kernel, blocks, frame])
+                return builder.or_(lacking, builder.icmp_signed("!=", failed, _INDEX(0)))
 
-            return types.void(types.int64, types.StarArgTuple(given)), codegen
+            return types.boolean(types.int64, types.StarArgTuple(given)), codegen
 
         run.load = load
         return run
@@ -312,7 +474,7 @@ def parallel(arguments, *parameters, uses=()):
 
 
 def _compile(body, name, arguments):
-    """Compile ``body`` as a C function of block, number of blocks and the address of the arguments."""
+    """Compile ``body`` as a function of block, number of blocks and the addresses of arguments and memory."""
     frame_type = types.Tuple(arguments)
 
     @intrinsic
@@ -326,14 +488,40 @@ def _compile(body, name, arguments):
 
     given = ", ".join(f"given[{i}]" for i in range(len(arguments)))
     kernel = compile_numba_function_src(
-        "def kernel(block, blocks, frame):\n"
+        "def kernel(block, blocks, frame, memory):\n"
         "    given = arguments_at(frame)\n"
-        f"    body(block, blocks, {given})\n",
+        f"    body(memory, block, blocks, {given})\n",
         "kernel",
         {"__name__": __name__, "body": body, "arguments_at": arguments_at},
         cache_key=name,
     )
-    return cfunc(types.void(*[types.int64] * 3), cache=pytensor.config.numba__cache)(kernel)
+    signature = types.none(*_KERNEL_ARGUMENTS)
+    return numba_njit(signature, fastmath=False, cache=pytensor.config.numba__cache)(kernel)
+
+
+def _address_of(compiled):
+    """Return the address of a function compiled for one signature, in Numba's own calling convention."""
+    [overload] = compiled.overloads.values()
+    return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+
+
+_SHARE = f"{__name__}.run_share_{VERSION}"
+
+
+@cache
+def _load_share():
+    """Compile `_run_share`, once in a process, and return what must be kept alive."""
+    integers = types.CPointer(types.int64)
+    share = compile_numba_function_src(
+        "def share(starts, lengths, steps, job):\n    run_share(starts, lengths, steps, job)\n",
+        "share",
+        {"__name__": __name__, "run_share": kernel_inline(_run_share)},
+        cache_key=_SHARE,
+    )
+    signature = types.void(integers, integers, integers, types.int64)
+    compiled = cfunc(signature, cache=pytensor.config.numba__cache)(share)
+    llvmlite.binding.add_symbol(_SHARE, compiled.address)
+    return compiled
 
 
 def register_kernel(op_class):

@@ -11,20 +11,21 @@ from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
-    keep,
+    check,
+    contiguous,
     kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import labels_of
+from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import check_labels, from_first
 from deeplearning_tutorial.nnet.dispatch.numba.matrix_product import (
     copy_block,
     in_row_order,
     steps,
     transposed_columns,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
@@ -44,14 +45,13 @@ CHUNK_ROWS = 32
 
 
 @kernel_inline
-def softmax_columns(scores, b, labels, log_likelihoods, totals):
+def softmax_columns(scores, b, labels, log_likelihoods, maxima, totals):
     """Replace the scores, less ``b``, by exponentials; the softmax is these over their ``totals``.
 
     ``scores`` is (classes, rows): neighbouring elements belong to different examples, so all loops make
-    vectors. There may be more rows than labels.
+    vectors. There may be more rows than labels. ``maxima`` is scratch.
     """
     classes, rows = scores.shape
-    maxima = np.empty(rows, scores.dtype)
     for r in range(rows):
         maxima[r] = -np.inf
         totals[r] = 0
@@ -79,20 +79,16 @@ def softmax_columns(scores, b, labels, log_likelihoods, totals):
     ),
 )  # fmt: skip
 def rows_block(
-    block, blocks, x, weights, b, labels, output_gradient, log_likelihoods, gradients, bias_gradients
+    memory, block, blocks, x, weights, b, labels, output_gradient, log_likelihoods, gradients, bias_gradients
 ):
     """Work on a block of examples; ``weights`` and ``gradients`` are (..., classes, features)."""
     classes, features = weights.shape
     x_step, _ = steps(x)
     n_vectors = features // (REGISTER_BYTES // x.itemsize)
-    scratch = (
-        np.zeros((classes, CHUNK_ROWS), x.dtype),
-        np.empty(CHUNK_ROWS, x.dtype),
-        np.empty((CHUNK_ROWS, classes), x.dtype),
-        np.empty(n_vectors, np.int32),
-        np.empty(n_vectors, np.int64),
-    )
-    scores, totals, score_gradients, places, masks = unowned(scratch)
+    scores = zeros(memory, (classes, CHUNK_ROWS), x)
+    maxima, totals = empty(memory, CHUNK_ROWS, x), empty(memory, CHUNK_ROWS, x)
+    score_gradients = empty(memory, (CHUNK_ROWS, classes), x)
+    places, masks = empty(memory, n_vectors, np.int32), empty(memory, n_vectors, np.int64)
     gradients[block] = 0
     bias_gradients[block] = 0
     # Zero times what is not finite is not zero.
@@ -119,7 +115,7 @@ def rows_block(
                     places, count, features, min(tile_columns, classes - c),
                 )  # fmt: skip
         rows = slice(first, first + n)
-        softmax_columns(scores, b, labels[rows], log_likelihoods[rows], totals)
+        softmax_columns(scores, b, labels[rows], log_likelihoods[rows], maxima, totals)
 
         score_gradients[:] = 0
         for r in range(n):
@@ -138,14 +134,41 @@ def rows_block(
                 score_gradients, c, classes, n, features, min(OUTER_COLUMNS, classes - c),
                 CHUNK_ROWS * x_step,
             )  # fmt: skip
-    keep(scratch)
+
+
+@parallel(
+    lambda real: (
+        real[:, :], real[:, :], real[:], types.int64[::1], real[:], real[::1], real[:, ::1], real[::1]
+    ),
+    uses=(copy_block, rows_block),
+)  # fmt: skip
+def all_rows(
+    memory, block, blocks, x, W, b, labels, output_gradient, log_likelihoods, gradient, bias_gradient
+):
+    """Work on all examples, to be called as a single block."""
+    features, classes = W.shape
+    # The gradients of no example at all are zeros, which a block writes.
+    blocks = max(1, len(labels) // BLOCK_ROWS)
+    gradients = empty(memory, (blocks, classes, features), x)
+    bias_gradients = empty(memory, (blocks, classes), np.float64)
+    check(
+        rows_block(
+            blocks, in_row_order(memory, x), transposed_columns(memory, W), contiguous(memory, b), labels,
+            contiguous(memory, output_gradient), log_likelihoods, gradients, bias_gradients,
+        )
+    )  # fmt: skip
+    for block in range(1, blocks):
+        vector_add(gradients, 0, gradients, block * W.size, W.size)
+        vector_add(bias_gradients, 0, bias_gradients, block * classes, classes)
+    transpose(gradient, 0, classes, gradients, 0, features, classes, features)
+    for c in range(classes):
+        bias_gradient[c] = bias_gradients[0, c]
 
 
 @register_kernel(LinearLogLikelihood)
 def make_linear_log_likelihood(op, node, **kwargs):
     """Compile `LinearLogLikelihood`."""
-    copy_block.load(node.outputs[0].dtype)
-    rows_block.load(node.outputs[0].dtype)
+    all_rows.load(node.outputs[0].dtype)
 
     @kernel_njit
     def linear_log_likelihood(x, W, b, y, output_gradient):
@@ -154,21 +177,13 @@ def make_linear_log_likelihood(op, node, **kwargs):
             raise ValueError("x, W and b do not fit each other", x.shape, W.shape, len(b))
         if len(output_gradient) not in (1, len(y)):
             raise ValueError("output_gradient has another length than y")
-        labels = labels_of(y, classes, len(x))
-        # The gradients of no example at all are zeros, which a block writes.
-        blocks = max(1, len(y) // BLOCK_ROWS)
-        gradients = np.empty((blocks, classes, features), x.dtype)
-        bias_gradients = np.empty((blocks, classes))
-        log_likelihoods = np.empty(len(y), x.dtype)
-        rows_block(
-            blocks, in_row_order(x), transposed_columns(W), np.ascontiguousarray(b), labels,
-            np.ascontiguousarray(output_gradient), log_likelihoods, gradients, bias_gradients,
-        )  # fmt: skip
-        for block in range(1, blocks):
-            vector_add(gradients, 0, gradients, block * W.size, W.size)
-            vector_add(bias_gradients, 0, bias_gradients, block * classes, classes)
-        gradient = np.empty(W.shape, x.dtype)
-        transpose(gradient, 0, classes, gradients, 0, features, classes, features)
-        return log_likelihoods, gradient, bias_gradients[0].astype(x.dtype)
+        check_labels(y, classes, len(x))
+        labels = result(len(y), np.int64)
+        check(missing(labels))
+        for i in range(len(y)):
+            labels[i] = from_first(y[i], classes)
+        log_likelihoods, gradient, bias_gradient = result(len(y), x), result(W.shape, x), result(classes, x)
+        check(all_rows(1, x, W, b, labels, output_gradient, log_likelihoods, gradient, bias_gradient))
+        return log_likelihoods, gradient, bias_gradient
 
     return linear_log_likelihood

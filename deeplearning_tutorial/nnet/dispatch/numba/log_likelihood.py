@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    check,
+    kernel_inline,
+    kernel_njit,
+    parallel,
+    register_kernel,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_exp_of_negative
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
@@ -11,12 +19,12 @@ BLOCK_ELEMENTS = 4096
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[::1], real[::1]))
-def softmax_block(block, blocks, x, softmax, maxima, log_totals):
+def softmax_block(memory, block, blocks, x, softmax, maxima, log_totals):
     """Compute the softmax of a block of rows, and the two parts of the logarithm of what divides each row."""
     classes = x.shape[1]
     begin, end = block_of(block, blocks, len(x))
     # All rows at once: ten classes alone would leave the processor waiting for each result.
-    exponentials = np.empty((end - begin, classes), x.dtype)
+    exponentials = empty(memory, (end - begin, classes), x)
     for i in range(begin, end):
         largest = x[i, 0]
         for j in range(1, classes):
@@ -35,25 +43,27 @@ def softmax_block(block, blocks, x, softmax, maxima, log_totals):
 
 
 @kernel_njit
-def labels_of(y, classes, examples):
-    """Return the labels counted from the first class; raise IndexError where there is no such class."""
+def check_labels(y, classes, examples):
+    """Raise IndexError unless each label is one of the classes, and there are no more than examples."""
     if len(y) > examples:
         raise IndexError("there are more labels than examples")
-    labels = np.empty(len(y), np.int64)
     for i in range(len(y)):
         if not -classes <= y[i] < classes:
             raise IndexError("a label is not one of the classes")
-        labels[i] = y[i] if y[i] >= 0 else y[i] + classes
-    return labels
 
 
 @kernel_njit
+def from_first(label, classes):
+    """Count a label from the first class, as an index; negative ones are counted from the last."""
+    return np.int64(label) if label >= 0 else np.int64(label) + classes
+
+
+@kernel_inline
 def softmax_and_divisors(x):
     """Return the softmax of all rows, and of each the two parts of the logarithm of what divides it."""
-    softmax = np.empty(x.shape, x.dtype)
-    maxima, log_totals = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    softmax, maxima, log_totals = result(x.shape, x), result(len(x), x), result(len(x), x)
     if x.size:
-        softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals)
+        check(softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals))
     return softmax, maxima, log_totals
 
 
@@ -61,11 +71,12 @@ def softmax_and_divisors(x):
 def log_likelihood(x, y):
     """Compute `LogLikelihood`."""
     batch, classes = x.shape
-    labels = labels_of(y, classes, batch)
+    check_labels(y, classes, batch)
     softmax, maxima, log_totals = softmax_and_divisors(x)
-    chosen = np.empty(len(y), x.dtype)
+    chosen = result(len(y), x)
+    check(missing(chosen))
     for i in range(len(y)):
-        chosen[i] = x[i, labels[i]] - maxima[i] - log_totals[i]
+        chosen[i] = x[i, from_first(y[i], classes)] - maxima[i] - log_totals[i]
     return chosen, softmax
 
 
@@ -74,7 +85,10 @@ def log_likelihood_grad(softmax, y, output_gradient):
     """Compute `LogLikelihoodGrad`."""
     if len(output_gradient) not in (1, len(y)) or len(y) > len(softmax):
         raise ValueError("output_gradient has another length than y")
-    gradient = np.zeros(softmax.shape, softmax.dtype)
+    gradient = result(softmax.shape, softmax)
+    check(missing(gradient))
+    # The rows without a label follow the others.
+    gradient[len(y) :] = 0
     for i in range(len(y)):
         here = output_gradient[i if len(output_gradient) > 1 else 0]
         for j in range(softmax.shape[1]):

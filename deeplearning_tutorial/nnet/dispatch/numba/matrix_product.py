@@ -12,12 +12,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
-    keep,
+    check,
+    in_order,
     kernel_njit,
     parallel,
     register_kernel,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
@@ -40,7 +41,7 @@ in_halves = kernel_njit(simd.in_halves)
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1]))
-def copy_block(block, blocks, b, out):
+def copy_block(memory, block, blocks, b, out):
     """Copy some columns of a matrix that has its columns, not its rows, side by side in memory."""
     begin, end = block_of(block, blocks, b.shape[1])
     # Few columns at a time, so that the lines of the cache they are written to stay there.
@@ -56,38 +57,48 @@ def steps(x):
     return x.strides[0] // x.itemsize, x.strides[1] // x.itemsize
 
 
+@kernel_njit
+def part_of(block, row_blocks, col_blocks, rows, halves):
+    """Return the first row of a block and of the next, its first half vector of columns and their number."""
+    begin, end = block_of(block // col_blocks, row_blocks, rows)
+    first, last = block_of(block % col_blocks, col_blocks, halves)
+    return begin, end, first, last - first
+
+
 @parallel(
     lambda real: (
         types.int64, types.int64, real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real,
         real, types.float64[::1],
     ),
 )  # fmt: skip
-def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares):
+def product_block(
+    memory, block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares
+):
     """Compute a block of the product, or with ``update`` of the new weights.
 
     ``b`` has its rows side by side in memory. ``out`` may be ``weights`` itself. ``squares[block]`` receives
-    the sum of squares of the block's weights before.
+    the sum of squares of the block's weights before; without memory it is left alone, as the weights are.
     """
-    (rows, inner), cols = a.shape, b.shape[1]
+    inner, cols = b.shape
     half = REGISTER_BYTES // a.itemsize // 2
-    first_half, last_half = block_of(block % col_blocks, col_blocks, in_halves(cols, half))
-    halves, left, right = last_half - first_half, first_half * half, min(last_half * half, cols)
-    begin, end = block_of(block // col_blocks, row_blocks, rows)
+    begin, end, first_half, halves = part_of(block, row_blocks, col_blocks, len(a), in_halves(cols, half))
+    left, right = first_half * half, min((first_half + halves) * half, cols)
 
-    whole_vectors = last_half * half <= cols
+    whole_vectors = (first_half + halves) * half <= cols
     columns, first, width = b, left, steps(b)[0]
     # Packing costs as much as a few rows; vectors must not run over the end of ``b``.
     if end - begin >= BLOCK_ROWS or not whole_vectors:
-        columns = np.zeros((inner, halves * half), a.dtype)
+        columns = zeros(memory, (inner, halves * half), a)
         for t in range(inner):
             copy_elements(columns, t * halves * half, b, t * width + left, right - left)
         first, width = 0, halves * half
 
     row_step, inner_step = steps(a)
-    offsets = np.empty(inner, np.int32)
+    offsets = empty(memory, inner, np.int32)
     for t in range(inner):
         offsets[t] = t * inner_step
-    tile = np.empty((TILE_COLUMNS, halves * half), a.dtype)
+    tile = empty(memory, (TILE_COLUMNS, halves * half), a)
+    squares[block] = 0
     # A tile is always whole: the last one overlaps the one before, and few rows are computed one by one.
     step, column = (TILE_COLUMNS, row_step) if end - begin >= TILE_COLUMNS else (1, 0)
     for start in range(begin, end, step):
@@ -120,13 +131,12 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weig
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]))
-def inner_block(block, blocks, a, transposed, out):
+def inner_block(memory, block, blocks, a, transposed, out):
     """Multiply a block of rows by a few columns; both matrices have their rows side by side in memory."""
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
-    scratch = (np.empty(inner // (REGISTER_BYTES // a.itemsize), np.int32),)
-    (places,) = unowned(scratch)
+    places = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int32)
     every = not all_finite(transposed.reshape(transposed.size))
     # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
     step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
@@ -138,40 +148,66 @@ def inner_block(block, blocks, a, transposed, out):
                 out, row * cols + col, row_step * cols, 1, a, row * a_step, row_step * a_step,
                 transposed, col * inner, inner, places, count, inner, min(INNER_COLUMNS, cols - col),
             )  # fmt: skip
-    keep(scratch)
 
 
 @kernel_njit
-def in_row_order(b):
+def in_row_order(memory, b):
     """Return ``b`` itself, or a copy, with its rows side by side in memory."""
     if steps(b)[1] == 1:
         return b
-    out = np.empty(b.shape, b.dtype)
-    copy_block(max(1, b.size // COPY_ELEMENTS), b, out)
+    out = empty(memory, b.shape, b)
+    check(copy_block(max(1, b.size // COPY_ELEMENTS), b, out))
     return out
 
 
 @kernel_njit
-def transposed_columns(b):
+def transposed_columns(memory, b):
     """Return a copy of a narrow matrix with its columns as rows."""
-    b = in_row_order(b)
+    b = in_row_order(memory, b)
     inner, cols = b.shape
-    out = np.empty((cols, inner), b.dtype)
+    out = empty(memory, (cols, inner), b)
     transpose(out, 0, inner, b, 0, steps(b)[0], inner, cols)
     return out
 
 
 @kernel_njit
-def multiply_tiles(a, b, out, update, weights, rate, decay):
+def update_without_memory(block, row_blocks, col_blocks, a, b, out, weights, rate, decay, squares):
+    """Update a block of weights as `product_block` does, slowly, but without any memory of its own."""
+    half = REGISTER_BYTES // a.itemsize // 2
+    begin, end, first, halves = part_of(block, row_blocks, col_blocks, len(a), in_halves(b.shape[1], half))
+    squares[block] = 0
+    for row in range(begin, end):
+        for col in range(first * half, min((first + halves) * half, b.shape[1])):
+            slope = a.dtype.type(0)
+            for t in range(len(b)):
+                slope += a[row, t] * b[t, col]
+            weight = weights[row, col]
+            squares[block] += weight * weight
+            out[row, col] = weight - rate * (slope + decay * weight)
+
+
+@kernel_njit
+def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
     """Multiply tile by tile; return the sum of squares of the weights before an update."""
     rows, cols = out.shape
     halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
     col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     row_blocks = max(1, rows // BLOCK_ROWS)
-    squares = np.zeros(row_blocks * col_blocks)
-    product_block(
-        len(squares), row_blocks, col_blocks, a, in_row_order(b), out, update, weights, rate, decay, squares
+    b = in_row_order(memory, b)
+    squares = empty(memory, row_blocks * col_blocks, np.float64)
+    squares[:] = -1
+    failed = product_block(
+        len(squares), row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares
     )
+    if failed and update:
+        # Weights of which some are new and some are old would be of no use to anyone.
+        for block in range(len(squares)):
+            if squares[block] == -1:
+                update_without_memory(
+                    block, row_blocks, col_blocks, a, b, out, weights, rate, decay, squares
+                )
+    else:
+        check(failed)
     total = 0.0
     for block in range(len(squares)):
         total += squares[block]
@@ -184,7 +220,7 @@ def multiply_tiles(a, b, out, update, weights, rate, decay):
     ),
     uses=(copy_block, product_block, inner_block),
 )  # fmt: skip
-def multiply(block, blocks, a, b, out, update, weights, rate, decay, squares):
+def multiply(memory, block, blocks, a, b, out, update, weights, rate, decay, squares):
     """Multiply; few columns would leave a tile's vectors half empty, so others are found.
 
     An update sets the one element of ``squares`` to the sum of squares of the weights before. To be called
@@ -193,15 +229,15 @@ def multiply(block, blocks, a, b, out, update, weights, rate, decay, squares):
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
     if update:
-        squares[0] = multiply_tiles(a, b, out, update, weights, rate, decay)
+        squares[0] = multiply_tiles(memory, a, b, out, update, weights, rate, decay)
     elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
-        inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(b), out)
+        check(inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(memory, b), out))
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
-        transposed = np.empty((cols, rows), a.dtype)
-        multiply_tiles(b.T, a.T, transposed, update, weights, rate, decay)
+        transposed = empty(memory, (cols, rows), a)
+        multiply_tiles(memory, b.T, a.T, transposed, update, weights, rate, decay)
         transpose(out, 0, cols, transposed, 0, rows, cols, rows)
     else:
-        multiply_tiles(a, b, out, update, weights, rate, decay)
+        multiply_tiles(memory, a, b, out, update, weights, rate, decay)
 
 
 @kernel_njit
@@ -209,9 +245,8 @@ def matrix_product(a, b):
     """Compute `MatrixProduct`."""
     if a.shape[1] != b.shape[0]:
         raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
-    out = np.empty((len(a), b.shape[1]), a.dtype)
-    zero = a.dtype.type(0)
-    multiply(1, a, b, out, False, out, zero, zero, np.empty(0, a.dtype))
+    out, none, zero = result((len(a), b.shape[1]), a), result(0, a), a.dtype.type(0)
+    check(multiply(1, a, b, out, False, out, zero, zero, none))
     return out
 
 
@@ -223,11 +258,11 @@ def make_matrix_product(op, node, **kwargs):
 
 
 @parallel(lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), uses=(multiply,))
-def multiply_stack(block, blocks, a, b, out):
+def multiply_stack(memory, block, blocks, a, b, out):
     """Multiply one pair of matrices after the other, to be called as a single block."""
-    zero, squares = a.dtype.type(0), np.empty(0, a.dtype)
+    zero, none = a.dtype.type(0), empty(memory, 0, a)
     for i in range(len(out)):
-        multiply(1, a[i], b[i], out[i], False, out[i], zero, zero, squares)
+        check(multiply(1, a[i], b[i], out[i], False, out[i], zero, zero, none))
 
 
 @register_kernel(BatchedMatrixProduct)
@@ -239,8 +274,8 @@ def make_batched_matrix_product(op, node, **kwargs):
     def batched_matrix_product(a, b):
         if len(a) != len(b) or a.shape[2] != b.shape[1]:
             raise ValueError("the stacks of matrices do not fit each other", a.shape, b.shape)
-        out = np.empty((len(a), a.shape[1], b.shape[2]), a.dtype)
-        multiply_stack(1, a, b, out)
+        out = result((len(a), a.shape[1], b.shape[2]), a)
+        check(multiply_stack(1, a, b, out))
         return out
 
     return batched_matrix_product
@@ -251,20 +286,17 @@ def make_weight_update(op, node, **kwargs):
     """Compile `WeightUpdate`."""
     multiply.load(node.outputs[0].dtype)
 
+    inplace = op.inplace
+
     @kernel_njit
-    def overwrite(weights, a, b, learning_rate, weight_decay):
+    def weight_update(weights, a, b, learning_rate, weight_decay):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
-        # No copy, if they already are.
-        weights, squares = np.ascontiguousarray(weights), np.empty(1, weights.dtype)
-        multiply(1, a, b, weights, True, weights, learning_rate[0, 0], weight_decay[0, 0], squares)
-        return weights, np.asarray(squares[0])
-
-    if op.inplace:
-        return overwrite
-
-    @kernel_njit
-    def weight_update(weights, *others):
-        return overwrite(weights.copy(), *others)
+        old = in_order(weights)
+        new, squares = old if inplace else result(old.shape, old), result((), old)
+        check(
+            multiply(1, a, b, new, True, old, learning_rate[0, 0], weight_decay[0, 0], squares.reshape(1))
+        )
+        return new, squares
 
     return weight_update

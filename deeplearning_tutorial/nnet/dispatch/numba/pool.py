@@ -12,14 +12,15 @@ from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
-    keep,
+    check,
+    in_order,
     kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
     reported,
-    unowned,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, vector_divide
 from deeplearning_tutorial.nnet.dispatch.numba.windows import (
     add_where_equal,
@@ -126,11 +127,11 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=
     """
 
     @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
-    def rows_block(block, blocks, layout, *arrays):
-        starts, dtype = window_starts(layout), arrays[0].dtype
+    def rows_block(memory, block, blocks, layout, *arrays):
+        starts = window_starts(layout)
         length = max(starts, layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
-        scratch = np.empty((layout.window_rows + 3, length), dtype), np.empty(layout.out_cols, dtype)
-        lines, divisors = unowned(scratch)
+        lines = empty(memory, (layout.window_rows + 3, length), arrays[0])
+        divisors = empty(memory, layout.out_cols, arrays[0])
         fill(lines.reshape(lines.size), elsewhere)
         rows = -1
         begin, end = block_of(block, blocks, layout.maps)
@@ -148,7 +149,6 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=
                 n = rows_at_once(layout, first) if at_once else 1
                 visit(layout, i, row, n, top, bottom, lines, divisors, arrays)
                 row += n
-        keep(scratch)
 
     return rows_block
 
@@ -305,13 +305,13 @@ def as_maps(x):
     maps = 1
     for axis in range(x.ndim - 2):
         maps *= x.shape[axis]
-    return np.ascontiguousarray(x).reshape((maps, x.shape[-2], x.shape[-1]))
+    return in_order(x).reshape((maps, x.shape[-2], x.shape[-1]))
 
 
 @kernel_njit
 def empty_output(layout, x):
-    """Return an empty array of the output's shape and its view as maps."""
-    out = np.empty(x.shape[:-2] + (layout.out_rows, layout.out_cols), x.dtype)
+    """Return a result of the output's shape and its view as maps."""
+    out = result(x.shape[:-2] + (layout.out_rows, layout.out_cols), x)
     return out, out.reshape((layout.maps, layout.out_rows, layout.out_cols))
 
 
@@ -354,7 +354,7 @@ def make_pool(op, node, **kwargs):
     def pool(x, *geometry):
         layout = layout_for(x, *geometry)
         out, out_maps = empty_output(layout, x)
-        run_blocks(min(layout.maps, BLOCKS), layout, as_maps(x), out_maps)
+        check(run_blocks(min(layout.maps, BLOCKS), layout, as_maps(x), out_maps))
         return out
 
     return pool
@@ -371,8 +371,8 @@ def make_average_pool_grad(op, node, **kwargs):
     def average_pool_grad(x, output_gradient, *geometry):
         layout = layout_for(x, *geometry)
         check_output(layout, x, output_gradient)
-        gradient = np.empty(x.shape, x.dtype)
-        run_blocks(min(layout.maps, BLOCKS), layout, as_maps(output_gradient), as_maps(gradient))
+        gradient = result(x.shape, x)
+        check(run_blocks(min(layout.maps, BLOCKS), layout, as_maps(output_gradient), as_maps(gradient)))
         return gradient
 
     return average_pool_grad
@@ -390,9 +390,9 @@ def make_max_pool_grad(op, node, **kwargs):
         layout = layout_for(x, *geometry)
         check_output(layout, x, maxima)
         check_output(layout, x, output_gradient)
-        gradient = np.empty(x.shape, x.dtype)
+        gradient = result(x.shape, x)
         arrays = as_maps(x), as_maps(maxima), as_maps(output_gradient), as_maps(gradient)
-        run_blocks(min(layout.maps, BLOCKS), layout, *arrays)
+        check(run_blocks(min(layout.maps, BLOCKS), layout, *arrays))
         return gradient
 
     return max_pool_grad
@@ -411,7 +411,7 @@ def make_max_pool_grad_grad(op, node, **kwargs):
         check_output(layout, x, maxima)
         out, out_maps = empty_output(layout, x)
         arrays = as_maps(x), as_maps(maxima), as_maps(cotangent), out_maps
-        run_blocks(min(layout.maps, BLOCKS), layout, *arrays)
+        check(run_blocks(min(layout.maps, BLOCKS), layout, *arrays))
         return out
 
     return max_pool_grad_grad

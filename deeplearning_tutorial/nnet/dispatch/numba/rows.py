@@ -2,15 +2,17 @@
 
 import numpy as np
 
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import check, kernel_njit, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import softmax_and_divisors, softmax_block
+from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
 from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
 
 
 @kernel_njit
 def row_softmax(x):
     """Compute `RowSoftmax`."""
-    return softmax_and_divisors(x)[0]
+    softmax, _, _ = softmax_and_divisors(x)
+    return softmax
 
 
 @kernel_njit
@@ -19,7 +21,8 @@ def row_argmax(x):
     rows, cols = x.shape
     if cols == 0:
         raise ValueError("attempt to get argmax of an empty sequence")
-    places = np.empty(rows, np.int64)
+    places = result(rows, np.int64)
+    check(missing(places))
     for i in range(rows):
         place = 0
         for j in range(1, cols):

@@ -5,7 +5,15 @@ from functools import partial
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    check,
+    in_order,
+    kernel_njit,
+    parallel,
+    register_kernel,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
 from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
 
 # Below twice as many elements another thread costs more than it helps.
@@ -24,7 +32,7 @@ def squares_of(values):
 
 
 @parallel(lambda real: (real[::1], types.float64[::1]))
-def squares_block(block, blocks, x, partial):
+def squares_block(memory, block, blocks, x, partial):
     """Sum a block of elements."""
     begin, end = block_of(block, blocks, len(x))
     partial[block] = squares_of(x[begin:end])
@@ -37,11 +45,12 @@ def make_sum_of_squares(op, node, **kwargs):
 
     @kernel_njit
     def sum_of_squares(x):
-        partial = np.empty(max(1, x.size // BLOCK_ELEMENTS))
-        squares_block(len(partial), np.ascontiguousarray(x).reshape(x.size), partial)
-        total = 0.0
+        partial, total = result(max(1, x.size // BLOCK_ELEMENTS), np.float64), result((), x)
+        check(missing(total) or squares_block(len(partial), in_order(x).reshape(x.size), partial))
+        in_double = 0.0
         for block in range(len(partial)):
-            total += partial[block]
-        return np.asarray(x.dtype.type(total))
+            in_double += partial[block]
+        total[()] = in_double
+        return total
 
     return sum_of_squares

@@ -1,8 +1,14 @@
 """Numba kernel of the hyperbolic tangent."""
 
-import numpy as np
-
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, parallel, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    block_of,
+    check,
+    in_order,
+    kernel_njit,
+    parallel,
+    register_kernel,
+)
+from deeplearning_tutorial.nnet.dispatch.numba.memory import result
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_tanh
 from deeplearning_tutorial.nnet.tanh import VectorTanh
 
@@ -11,7 +17,7 @@ BLOCK_ELEMENTS = 4096
 
 
 @parallel(lambda real: (real[::1], real[::1]))
-def tanh_block(block, blocks, x, out):
+def tanh_block(memory, block, blocks, x, out):
     """Compute a block of elements."""
     begin, end = block_of(block, blocks, len(x))
     vector_tanh(out, begin, x, begin, end - begin)
@@ -24,9 +30,8 @@ def make_tanh(op, node, **kwargs):
 
     @kernel_njit
     def tanh(x):
-        out = np.empty(x.shape, x.dtype)
-        flat = np.ascontiguousarray(x).reshape(x.size)
-        tanh_block(max(1, x.size // BLOCK_ELEMENTS), flat, out.reshape(x.size))
+        out, flat = result(x.shape, x), in_order(x).reshape(x.size)
+        check(tanh_block(max(1, x.size // BLOCK_ELEMENTS), flat, out.reshape(x.size)))
         return out
 
     return tanh

@@ -27,6 +27,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
 )
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
 
 TILE = 2
@@ -174,11 +175,11 @@ def layout_of_products(layout, rows, cols):
 
 
 @kernel_njit
-def filter_values(layout, weights):
+def filter_values(memory, layout, weights):
     """Evaluate filters, as `tap_weights` gives them, at all points: (points, channels * filters)."""
     channels, width = layout.channels, in_halves(layout.filters, layout.half) * layout.half
-    values = np.empty((POINTS**2, channels * width), weights.dtype)
-    columns = np.empty(POINTS * FILTER_LENGTH * channels * width, weights.dtype)
+    values = empty(memory, (POINTS**2, channels * width), weights)
+    columns = empty(memory, POINTS * FILTER_LENGTH * channels * width, weights)
     for filter_block in range(filter_blocks(layout, width)):
         lane, halves = filters_of_block(layout, width, filter_block)
         halves, first = halves * channels, lane * channels
@@ -197,15 +198,15 @@ def filter_values(layout, weights):
 
 
 @kernel_njit
-def empty_band(layout, products, like):
+def empty_band(memory, layout, products, like):
     """Room for what `multiply_band` and `convolution_of_row` compute, and for what they need."""
     half, width = layout.half, in_halves(layout.filters, layout.half) * layout.half
     return (
-        np.empty((POINTS, in_halves(layout.cols * layout.channels, half) * half + half), like.dtype),
-        np.zeros(POINTS**2 * products.cols * products.channels, like.dtype),
-        np.empty(products.cols // TILE_COLUMNS, np.bool_),
-        np.empty((POINTS**2, products.cols, width), like.dtype),
-        np.empty((TILE, POINTS, products.out_cols * width), like.dtype),
+        empty(memory, (POINTS, in_halves(layout.cols * layout.channels, half) * half + half), like),
+        zeros(memory, POINTS**2 * products.cols * products.channels, like),
+        empty(memory, products.cols // TILE_COLUMNS, np.bool_),
+        empty(memory, (POINTS**2, products.cols, width), like),
+        empty(memory, (TILE, POINTS, products.out_cols * width), like),
     )
 
 

@@ -2,6 +2,7 @@
 
     python callers.py save FILE fused|unfused
     python callers.py threads|fork|spawn
+    python callers.py function
 """
 
 import multiprocessing
@@ -36,7 +37,6 @@ def arrays(seed):
     return [(rng.normal(size=shape) / 4).astype("float32") for shape in shapes]
 
 
-# PyTensor's functions hold their arguments while they run, so each thread needs one of its own.
 of_thread = threading.local()
 
 
@@ -66,5 +66,26 @@ def call_at_once(callers):
     assert [results(seed) for seed in SEEDS] == expected
 
 
+def share_one_function():
+    """Call one compiled function from four threads, each with arguments of its own."""
+    # Python itself changes threads too rarely to do so between what PyTensor does for a call.
+    sys.setswitchinterval(60)
+    function = layer(get_mode("NUMBA"))
+    given = [arrays(seed) for seed in SEEDS]
+    expected = [[result.tobytes() for result in function(*each)] for each in given]
+
+    def call(_):
+        return [[result.tobytes() for result in function(*each)] for each in given]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(call, range(500)):
+            assert found == expected
+
+
 if __name__ == "__main__":
-    save(*sys.argv[2:]) if sys.argv[1] == "save" else call_at_once(sys.argv[1])
+    if sys.argv[1] == "save":
+        save(*sys.argv[2:])
+    elif sys.argv[1] == "function":
+        share_one_function()
+    else:
+        call_at_once(sys.argv[1])

@@ -75,7 +75,7 @@ def test_any_processor_gets_the_numbers_of_the_reference(tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
-@pytest.mark.parametrize("callers", ["threads", "fork", "spawn"])
+@pytest.mark.parametrize("callers", ["threads", "fork", "spawn", "function"])
 def test_callers_at_once_get_the_right_results(layer, callers):
     settings = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
     start = run("-c", "import numba; numba.get_num_threads()", **settings)
