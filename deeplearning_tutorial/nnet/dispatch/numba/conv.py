@@ -67,7 +67,7 @@ def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
 
 
 @parallel(
-    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], real[:, :, :, ::1]),
+    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], real[:, :, :, ::1]),
 )
 def correlate_block(block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
@@ -98,7 +98,7 @@ def correlate_block(block, blocks, layout, input, weights, offsets, out):
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int32[::1], types.int64, types.int64,
+        LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], types.int64, types.int64,
         real[:, :, :, ::1]
     ),
 )  # fmt: skip
@@ -134,7 +134,7 @@ def pointwise_block(block, blocks, layout, input, weights, out):
     scratch = (
         np.zeros(channels * width, input.dtype),
         np.empty(TILE_COLUMNS * width, input.dtype),
-        np.arange(channels).astype(np.int32),
+        np.arange(channels),
     )
     columns, tile, offsets = unowned(scratch)
     begin, end = block_of(block, blocks, len(input))
@@ -197,7 +197,9 @@ def make_conv2d(op, node, **kwargs):
     def conv2d(input, filters):
         layout = lay_out(input, filters)
         out = np.empty((len(input), len(filters), layout.out_rows, layout.out_cols), input.dtype)
-        correlate(1, layout, input, filters, dilation, flip, out)
+        # Of no channels and no filters there may be any number of groups.
+        if out.size:
+            correlate(1, layout, input, filters, dilation, flip, out)
         return out
 
     return conv2d

@@ -108,7 +108,7 @@ def forward_block(window_rows, window_cols, tanh):
     @parallel(
         lambda real: (
             LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
-            real[:, ::1], types.int32[::1], real[::1],
+            real[:, ::1], types.int64[::1], real[::1],
             real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
         window_rows, window_cols, tanh,
@@ -207,12 +207,11 @@ def forward(window_rows, window_cols, tanh):
         for k in range(layout.filters):
             biases[k] = bias[k]
         weights, offsets = tap_weights(layout, filters, flip), tap_offsets(layout, filters, (1, 1))
-        # A mask of no filters has no last word.
-        blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
+        blocks = min(len(input), 4 * BLOCKS)
         input, filter_shape = np.ascontiguousarray(input), filters.shape[2:]
-        finite = np.ones(max(1, blocks), np.bool_)
+        finite = np.ones(blocks, np.bool_)
         if in_tiles and suits_winograd(layout, filter_shape):
-            values, channels = filter_values(layout, weights[0]), np.arange(layout.channels).astype(np.int32)
+            values, channels = filter_values(layout, weights[0]), np.arange(layout.channels)
             convolve_block(
                 blocks, layout, filter_shape, True, input, values, channels, biases, out, mask, finite
             )
@@ -237,11 +236,13 @@ def make_conv_max_pool(op, node, **kwargs):
     def biased(input, filters, bias):
         layout = plain_layout(input, filters)
         if len(bias) != layout.filters:
-            raise ValueError("bias has not one element per filter", bias.shape, filters.shape)
+            raise ValueError("bias has not one element for each filter", bias.shape, filters.shape)
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = np.empty((len(input), layout.filters, rows, cols), input.dtype)
         mask = np.empty((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
-        convolve_and_pool(1, layout, flip, input, filters, bias, out, mask)
+        # A kernel pools one window at least: what it gives where the convolution is zero.
+        if out.size:
+            convolve_and_pool(1, layout, flip, input, filters, bias, out, mask)
         return out, mask
 
     if op.bias:

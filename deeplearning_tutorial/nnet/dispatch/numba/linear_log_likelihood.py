@@ -89,7 +89,7 @@ def rows_block(
         np.zeros((classes, CHUNK_ROWS), x.dtype),
         np.empty(CHUNK_ROWS, x.dtype),
         np.empty((CHUNK_ROWS, classes), x.dtype),
-        np.empty(n_vectors, np.int32),
+        np.empty(n_vectors, np.int64),
         np.empty(n_vectors, np.int64),
     )
     scores, totals, score_gradients, places, masks = unowned(scratch)
@@ -153,7 +153,7 @@ def make_linear_log_likelihood(op, node, **kwargs):
         if x.shape[1] != features or len(b) != classes:
             raise ValueError("x, W and b do not fit each other", x.shape, W.shape, len(b))
         if len(output_gradient) not in (1, len(y)):
-            raise ValueError("output_gradient has another length than y")
+            raise ValueError("output_gradient has another length than y", output_gradient.shape, y.shape)
         labels = labels_of(y, classes, len(x))
         # The gradients of no example at all are zeros, which a block writes.
         blocks = max(1, len(y) // BLOCK_ROWS)

@@ -38,11 +38,11 @@ def softmax_block(block, blocks, x, softmax, maxima, log_totals):
 def labels_of(y, classes, examples):
     """Return the labels counted from the first class; raise IndexError where there is no such class."""
     if len(y) > examples:
-        raise IndexError("there are more labels than examples")
+        raise IndexError("there are more labels y than examples", len(y), examples)
     labels = np.empty(len(y), np.int64)
     for i in range(len(y)):
         if not -classes <= y[i] < classes:
-            raise IndexError("a label is not one of the classes")
+            raise IndexError("a label in y is not one of the classes", np.int64(y[i]), classes)
         labels[i] = y[i] if y[i] >= 0 else y[i] + classes
     return labels
 
@@ -72,14 +72,15 @@ def log_likelihood(x, y):
 @kernel_njit
 def log_likelihood_grad(softmax, y, output_gradient):
     """Compute `LogLikelihoodGrad`."""
-    if len(output_gradient) not in (1, len(y)) or len(y) > len(softmax):
-        raise ValueError("output_gradient has another length than y")
+    if len(output_gradient) not in (1, len(y)):
+        raise ValueError("output_gradient has another length than y", output_gradient.shape, y.shape)
+    labels = labels_of(y, softmax.shape[1], len(softmax))
     gradient = np.zeros(softmax.shape, softmax.dtype)
     for i in range(len(y)):
         here = output_gradient[i if len(output_gradient) > 1 else 0]
         for j in range(softmax.shape[1]):
             gradient[i, j] = -here * softmax[i, j]
-        gradient[i, y[i]] += here
+        gradient[i, labels[i]] += here
     return gradient
 
 

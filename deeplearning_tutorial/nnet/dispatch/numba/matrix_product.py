@@ -84,7 +84,7 @@ def product_block(block, blocks, row_blocks, col_blocks, a, b, out, update, weig
         first, width = 0, halves * half
 
     row_step, inner_step = steps(a)
-    offsets = np.empty(inner, np.int32)
+    offsets = np.empty(inner, np.int64)
     for t in range(inner):
         offsets[t] = t * inner_step
     tile = np.empty((TILE_COLUMNS, halves * half), a.dtype)
@@ -125,7 +125,7 @@ def inner_block(block, blocks, a, transposed, out):
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
-    scratch = (np.empty(inner // (REGISTER_BYTES // a.itemsize), np.int32),)
+    scratch = (np.empty(inner // (REGISTER_BYTES // a.itemsize), np.int64),)
     (places,) = unowned(scratch)
     every = not all_finite(transposed.reshape(transposed.size))
     # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
@@ -255,6 +255,9 @@ def make_weight_update(op, node, **kwargs):
     def overwrite(weights, a, b, learning_rate, weight_decay):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
+        if learning_rate.size != 1 or weight_decay.size != 1:
+            shapes = learning_rate.shape, weight_decay.shape
+            raise ValueError("learning_rate and weight_decay must have one element", shapes)
         # No copy, if they already are.
         weights, squares = np.ascontiguousarray(weights), np.empty(1, weights.dtype)
         multiply(1, a, b, weights, True, weights, learning_rate[0, 0], weight_decay[0, 0], squares)
