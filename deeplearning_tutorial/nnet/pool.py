@@ -40,19 +40,19 @@ def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
     return apart if stride >= window else overlapping
 
 
-def clip_windows(length, out_length, window, stride, pad):
-    """Return (window, stride, pad) along one axis for shorter windows that see the same elements.
+def clip_windows(length, n_windows, window, stride, pad):
+    """Return the shortest (window, stride, pad) along one axis whose windows see the same elements.
 
-    There are ``out_length`` windows; all lengths are ints.
+    All are ints. Where the first window ends and the last one begins has to stay. If strides are longer than
+    the map, the windows between these two see all of it.
     """
-    if out_length == 0:
+    if n_windows == 0:
         return 1, 1, 0
-    # The windows may begin later by what even the last one begins before the first element, and end earlier
-    # by what even the first one ends after the last element.
-    early = max(0, pad - (out_length - 1) * stride)
-    window, clipped = window - early, pad - early
-    window -= max(0, window - clipped - max(1, length))
-    return window, min(stride, max(1, length + pad)), clipped
+    length = max(1, length)
+    first_end, last_start = min(length, window - pad), max(0, (n_windows - 1) * stride - pad)
+    stride = min(stride, length)
+    pad = (n_windows - 1) * stride - last_start
+    return first_end + pad, stride, pad
 
 
 def check_pool_geometry(ignore_border, ws, stride, pad):
