@@ -90,7 +90,8 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
     if has_too_many(rows, cols, channels):
         lengths = reported((rows, cols))
         raise ValueError("border_mode pads images to more than memory holds", lengths, input.shape)
-    out_rows, out_cols = (rows - rows_span) // subsample[0] + 1, (cols - cols_span) // subsample[1] + 1
+    # Longer strides lead to a single position, too, and past it, where offsets would wrap around.
+    stride_rows, stride_cols = min(subsample[0], rows), min(subsample[1], cols)
     return Layout(
         num_groups,
         channels,
@@ -99,11 +100,10 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
         cols,
         top,
         left,
-        out_rows,
-        out_cols,
-        # From a single position a stride leads nowhere, and may be so long that offsets would wrap around.
-        subsample[0] if out_rows > 1 else 1,
-        subsample[1] if out_cols > 1 else 1,
+        (rows - rows_span) // stride_rows + 1,
+        (cols - cols_span) // stride_cols + 1,
+        stride_rows,
+        stride_cols,
         channels * filters.shape[3] if dilation[1] == 1 else channels,
         REGISTER_BYTES // input.itemsize // 2,
     )

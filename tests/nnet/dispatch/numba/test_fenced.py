@@ -16,7 +16,7 @@ def test_no_kernel_reads_or_writes_beside_its_arrays():
         [sys.executable, "-W", "error", "-X", "faulthandler", str(SCRIPT)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         env=os.environ | {"PYTHONPATH": str(Path(deeplearning_tutorial.__file__).parents[1])},
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
