@@ -11,6 +11,7 @@ from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, cast, tensor
 
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
+from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS, MAX_SIZE, check_sizes, has_too_many
 
 
 def conv_output_length(length, filter_length, pad, stride, dilation):
@@ -78,6 +79,14 @@ def check_conv2d_shapes(op, input_shape, filters_shape, gradient_shape=None):
             raise ValueError(
                 f"the output would have no {axis}: input is {tuple(input_shape)}, filters are "
                 f"{tuple(filters_shape)}; use smaller filters, a larger input or padding"
+            )
+    pads = conv_pads(op.border_mode, filters_shape[2:], op.filter_dilation)
+    if None not in (per_filter, *pads, *input_shape[2:]):
+        rows, cols = (n + sum(pad) for n, pad in zip(input_shape[2:], pads, strict=True))
+        if has_too_many(rows, cols, per_filter):
+            raise ValueError(
+                f"border_mode={op.border_mode!r} makes {rows} x {cols} pixels of {per_filter} channels, more "
+                "than memory holds; use less padding"
             )
     if gradient_shape is not None and tuple(gradient_shape) != output_shape:
         raise ValueError(
@@ -282,7 +291,7 @@ def prepare(
     filters = _floating("filters", filters, axes)
     border_mode = _normal_border_mode(border_mode)
     subsample = _pair_of_ints(stride_name, subsample)
-    filter_dilation = _pair_of_ints("filter_dilation", filter_dilation)
+    filter_dilation = _pair_of_ints("filter_dilation", filter_dilation, MAX_ELEMENTS)
     num_groups = _count("num_groups", num_groups)
     input = apply_shape_hint(shape_name, input, input_shape)
     filters = apply_shape_hint("filter_shape", filters, filter_shape)
@@ -344,26 +353,30 @@ def _normal_border_mode(border_mode):
             isinstance(pad, tuple) and len(pad) == 2 and all(_is_int(n) and n >= 0 for n in pad)
             for pad in pads
         ):
-            return tuple((int(before), int(after)) for before, after in pads)
+            pads = tuple((int(before), int(after)) for before, after in pads)
+            check_sizes("border_mode", border_mode, sum(pads, ()), MAX_ELEMENTS)
+            return pads
     raise ValueError(
         f"border_mode={border_mode!r} is not understood; use 'valid', 'half', 'full', an int of at least 0, "
         "a tuple of two ints, or a tuple of two (before, after) tuples"
     )
 
 
-def _pair_of_ints(name, value):
+def _pair_of_ints(name, value, largest=MAX_SIZE):
     if (
         not isinstance(value, (tuple, list))
         or len(value) != 2
         or not all(_is_int(n) and n >= 1 for n in value)
     ):
         raise ValueError(f"{name}={value!r} is not a pair of positive integers; use e.g. {name}=(1, 1)")
+    check_sizes(name, value, value, largest)
     return tuple(int(n) for n in value)
 
 
 def _count(name, value):
     if not _is_int(value) or value < 1:
         raise ValueError(f"{name}={value!r} is not a positive integer; use e.g. {name}=1")
+    check_sizes(name, value, [value])
     return int(value)
 
 

@@ -13,6 +13,7 @@ from pytensor.tensor import tensor
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
 from deeplearning_tutorial.nnet.pool import pool_output_length
+from deeplearning_tutorial.nnet.sizes import check_shape
 
 MAX_POSITIONS = 16
 """Positions that a window may have at most: the kernels hold them all in registers."""
@@ -27,6 +28,13 @@ def plain_conv2d(op_class, filter_flip):
 
 
 class _ConvMaxPoolOp(Op):
+    def _output_shape(self, input_shape, filters_shape):
+        lengths = [
+            None if None in (n, k) else pool_output_length(n - k + 1, window, window, 0, True)
+            for n, k, window in zip(input_shape[2:], filters_shape[2:], self.ws, strict=True)
+        ]
+        return (input_shape[0], filters_shape[0], *lengths)
+
     def _windows(self, maps, lengths):
         """View (batch, filters, rows, cols) as (batch, filters, rows', cols', positions of a window)."""
         (window_rows, window_cols), (rows, cols) = self.ws, lengths
@@ -64,13 +72,6 @@ class ConvMaxPool(_ConvMaxPoolOp):
             ],
         )
 
-    def _output_shape(self, input_shape, filters_shape):
-        lengths = [
-            None if None in (n, k) else pool_output_length(n - k + 1, window, window, 0, True)
-            for n, k, window in zip(input_shape[2:], filters_shape[2:], self.ws, strict=True)
-        ]
-        return (input_shape[0], filters_shape[0], *lengths)
-
     def infer_shape(self, *args):
         *_, node, [input_shape, filters_shape, *_bias] = args
         rows, cols = (
@@ -87,6 +88,7 @@ class ConvMaxPool(_ConvMaxPoolOp):
         maxima = windows.max(axis=-1)
         chosen = (windows == maxima[..., np.newaxis]).transpose(0, 2, 3, 4, 1)
         if self.bias:
+            check_shape("bias", bias[0].shape, filters.shape[:1])
             maxima = maxima + bias[0][:, np.newaxis, np.newaxis]
         outputs[0][0] = np.tanh(maxima) if self.tanh else maxima
         outputs[1][0] = _as_words(chosen)
@@ -104,6 +106,12 @@ class _ConvMaxPoolGrad(_ConvMaxPoolOp):
         self.filter_flip = filter_flip
         self.ws = ws
         self.tanh = tanh
+
+    def _check_shapes(self, input, filters, mask, *outputs):
+        batch, n_filters, rows, cols = self._output_shape(input.shape, filters.shape)
+        check_shape("mask", mask.shape, (batch, rows, cols, prod(self.ws), mask_words(n_filters)))
+        for name, array in zip(("output_gradient", "output"), outputs, strict=False):
+            check_shape(name, array.shape, (batch, n_filters, rows, cols))
 
     def _pooled_gradient(self, output_gradient, output=None):
         return output_gradient * (1 - output**2) if self.tanh else output_gradient
@@ -134,6 +142,7 @@ class ConvMaxPoolGradFilters(_ConvMaxPoolGrad):
         return [filters_shape, filters_shape[:1]]
 
     def perform(self, node, inputs, outputs):
+        self._check_shapes(*inputs)
         input, filters, mask, *output = inputs
         pooled_gradient = self._pooled_gradient(*output)
         gradient = self._conv_gradient(input, filters, mask, pooled_gradient)
@@ -152,6 +161,7 @@ class ConvMaxPoolGradInput(_ConvMaxPoolGrad):
         return [args[-1][0]]
 
     def perform(self, node, inputs, outputs):
+        self._check_shapes(*inputs)
         input, filters, mask, *output = inputs
         gradient = self._conv_gradient(input, filters, mask, self._pooled_gradient(*output))
         op = plain_conv2d(Conv2dGradInput, self.filter_flip)

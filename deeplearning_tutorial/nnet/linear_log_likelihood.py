@@ -6,6 +6,7 @@ from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
 from deeplearning_tutorial.nnet.log_likelihood import log_likelihood, log_likelihood_grad
+from deeplearning_tutorial.nnet.sizes import check_shape
 
 
 class LinearLogLikelihood(Op):
@@ -30,6 +31,8 @@ class LinearLogLikelihood(Op):
 
     def perform(self, node, inputs, outputs):
         x, W, b, y, output_gradient = inputs
+        check_shape("b", b.shape, W.shape[1:])
+        x = x[: len(y)]
         outputs[0][0], softmax = log_likelihood(np.dot(x, W) + b, y)
         gradient = log_likelihood_grad(softmax, y, output_gradient)
         outputs[1][0], outputs[2][0] = np.dot(x.T, gradient), gradient.sum(axis=0)

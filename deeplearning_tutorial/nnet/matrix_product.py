@@ -9,6 +9,8 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
+from deeplearning_tutorial.nnet.sizes import check_shape
+
 
 class MatrixProduct(Op):
     """Multiply matrices of one float type: ``(rows, inner)`` by ``(inner, cols)``."""
@@ -41,7 +43,9 @@ class BatchedMatrixProduct(Op):
         return [(a_shape[0], a_shape[1], b_shape[2])]
 
     def perform(self, node, inputs, outputs):
-        outputs[0][0] = np.matmul(*inputs)
+        a, b = inputs
+        check_shape("b", b.shape, (len(a), a.shape[2], b.shape[2]))
+        outputs[0][0] = np.matmul(a, b)
 
 
 class WeightUpdate(Op):
@@ -68,6 +72,9 @@ class WeightUpdate(Op):
 
     def perform(self, node, inputs, outputs):
         weights, a, b, learning_rate, weight_decay = inputs
+        check_shape("weights", weights.shape, (len(a), b.shape[1]))
+        check_shape("learning_rate", learning_rate.shape, (1, 1))
+        check_shape("weight_decay", weight_decay.shape, (1, 1))
         step = learning_rate * (np.dot(a, b) + weight_decay * weights)
         outputs[1][0] = np.asarray(np.square(weights, dtype="float64").sum(), weights.dtype)
         outputs[0][0] = np.subtract(weights, step, out=weights if self.inplace else None)

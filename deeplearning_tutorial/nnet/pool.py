@@ -3,6 +3,7 @@
 The Ops' ``perform`` methods are the reference implementation, in NumPy.
 """
 
+import math
 import warnings
 from itertools import product
 
@@ -13,13 +14,16 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, tensor
 
+from deeplearning_tutorial.nnet.sizes import check_shape, check_sizes
+
 MODES = ("max", "sum", "average_inc_pad", "average_exc_pad")
 
 
 def pool_output_length(length, window, stride, pad, ignore_border):
     """Windows along one axis of ``length`` elements; all arguments are ints."""
     if ignore_border:
-        return max(0, (length + 2 * pad - window) // stride + 1)
+        # In an order in which no sum of int64 wraps around.
+        return max(0, (length - window + pad + pad) // stride + 1)
     if stride >= window:
         return (length - 1) // stride + 1
     return max(0, (length - 1 - window + stride) // stride) + 1
@@ -28,7 +32,7 @@ def pool_output_length(length, window, stride, pad, ignore_border):
 def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
     """`pool_output_length` where any argument but ``ignore_border`` may be symbolic."""
     if ignore_border:
-        return pt.maximum(0, (length + 2 * pad - window) // stride + 1)
+        return pt.maximum(0, (length - window + pad + pad) // stride + 1)
     apart = (length - 1) // stride + 1
     overlapping = pt.maximum(0, (length - 1 - window + stride) // stride) + 1
     if isinstance(stride, Variable) or isinstance(window, Variable):
@@ -36,11 +40,27 @@ def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
     return apart if stride >= window else overlapping
 
 
+def clip_windows(length, n_windows, window, stride, pad):
+    """Return the shortest (window, stride, pad) along one axis whose windows see the same elements.
+
+    All are ints. Where the first window ends and the last one begins has to stay. If strides are longer than
+    the map, the windows between these two see all of it.
+    """
+    if n_windows == 0:
+        return 1, 1, 0
+    length = max(1, length)
+    first_end, last_start = min(length, window - pad), max(0, (n_windows - 1) * stride - pad)
+    stride = min(stride, length)
+    pad = (n_windows - 1) * stride - last_start
+    return first_end + pad, stride, pad
+
+
 def check_pool_geometry(ignore_border, ws, stride, pad):
     """Raise where window, stride and padding, pairs of ints, do not go together; None is unknown."""
     for name, values, least in (("ws", ws, 1), ("stride", stride, 1), ("pad", pad, 0)):
         if values is not None and min(values) < least:
             raise ValueError(f"{name}={values!r} is smaller than {least}; use e.g. {name}=({least}, {least})")
+        check_sizes(name, values, values or ())
     if pad is not None and max(pad) > 0 and not ignore_border:
         raise NotImplementedError(
             f"pad={pad} with ignore_border=False is not supported; use ignore_border=True"
@@ -68,6 +88,10 @@ def window_layout(lengths, out_lengths, geometry):
     inside : tuple
         ``padded[inside]`` is x.
     """
+    geometry = [
+        clip_windows(length, n, *values)
+        for length, n, values in zip(lengths, out_lengths, geometry, strict=True)
+    ]
     axes = list(zip(lengths, out_lengths, geometry, strict=True))
     widths = [
         (pad, max(0, (n - 1) * stride + window - length - pad)) for length, n, (window, stride, pad) in axes
@@ -127,6 +151,14 @@ class _PoolOp(Op):
             check_pool_geometry(self.ignore_border, *geometry)
         return list(zip(*geometry, strict=True))
 
+    def output_shape(self, shape, geometry):
+        """Shape of the pooled maps, for a (window, stride, pad) per axis."""
+        lengths = [
+            pool_output_length(length, *values, self.ignore_border)
+            for length, values in zip(shape[-2:], geometry, strict=True)
+        ]
+        return (*shape[:-2], *lengths)
+
     def _padded(self, x, fill, inputs, out_lengths):
         """Put ``fill`` around x; return it with `window_layout`'s ``elements`` and ``inside``."""
         widths, elements, inside = window_layout(x.shape[-2:], out_lengths, self._geometry(inputs))
@@ -146,7 +178,7 @@ class _PoolModeOp(_PoolOp):
         if self.mode == "sum":
             return x.dtype.type(1)
         if self.mode == "average_inc_pad" and self.ignore_border:
-            return x.dtype.type(np.prod([window for window, _, _ in self._geometry(inputs)]))
+            return x.dtype.type(math.prod(float(window) for window, _, _ in self._geometry(inputs)))
         padded, elements, _ = self._padded(np.ones(x.shape[-2:], x.dtype), 0, inputs, out_lengths)
         return sum(padded[element] for element in elements)
 
@@ -193,17 +225,14 @@ class Pool(_PoolModeOp):
 
     def perform(self, node, inputs, outputs):
         x = inputs[0]
-        lengths = [
-            pool_output_length(length, *values, self.ignore_border)
-            for length, values in zip(x.shape[-2:], self._geometry(inputs), strict=True)
-        ]
+        shape = self.output_shape(x.shape, self._geometry(inputs))
         combine, fill = (np.maximum, -np.inf) if self.mode == "max" else (np.add, 0)
-        padded, elements, _ = self._padded(x, fill, inputs, lengths)
-        pooled = np.full((*x.shape[:-2], *lengths), fill, x.dtype)
+        padded, elements, _ = self._padded(x, fill, inputs, shape[-2:])
+        pooled = np.full(shape, fill, x.dtype)
         for element in elements:
             combine(pooled, padded[element], out=pooled)
         if self.mode != "max":
-            pooled /= self._window_sizes(x, inputs, lengths)
+            pooled /= self._window_sizes(x, inputs, shape[-2:])
         outputs[0][0] = pooled
 
 
@@ -225,6 +254,8 @@ class AveragePoolGrad(_PoolModeOp):
 
     def perform(self, node, inputs, outputs):
         x, output_gradient = inputs[:2]
+        shape = self.output_shape(x.shape, self._geometry(inputs))
+        check_shape("output_gradient", output_gradient.shape, shape)
         lengths = output_gradient.shape[-2:]
         share = output_gradient / self._window_sizes(x, inputs, lengths)
         gradient, elements, inside = self._padded(np.zeros_like(x), 0, inputs, lengths)
@@ -270,6 +301,9 @@ class MaxPoolGrad(_MaxPoolChoiceOp):
 
     def perform(self, node, inputs, outputs):
         x, maxima, output_gradient = inputs[:3]
+        shape = self.output_shape(x.shape, self._geometry(inputs))
+        check_shape("maxima", maxima.shape, shape)
+        check_shape("output_gradient", output_gradient.shape, shape)
         padded, elements, inside = self._padded(x, np.nan, inputs, maxima.shape[-2:])
         gradient = np.zeros_like(padded)
         for element in elements:
@@ -288,6 +322,8 @@ class MaxPoolGradGrad(_MaxPoolChoiceOp):
 
     def perform(self, node, inputs, outputs):
         x, maxima, cotangent = inputs[:3]
+        check_shape("maxima", maxima.shape, self.output_shape(x.shape, self._geometry(inputs)))
+        check_shape("cotangent", cotangent.shape, x.shape)
         padded, elements, _ = self._padded(x, np.nan, inputs, maxima.shape[-2:])
         padded_cotangent, _, _ = self._padded(cotangent, 0, inputs, maxima.shape[-2:])
         total = np.zeros_like(maxima)
@@ -340,8 +376,8 @@ def pool_2d(
     Raises
     ------
     ValueError
-        If there is no window, an old and a new name are given together, ``mode`` is unknown, or a window or
-        stride is smaller than 1 or padding smaller than 0.
+        If there is no window, an old and a new name are given together, ``mode`` is unknown, a window or
+        stride is smaller than 1 or padding smaller than 0, or one of them larger than ``2**62``.
     NotImplementedError
         If ``input`` has fewer than two dimensions, padding comes with ``ignore_border=False``, or padding is
         not smaller than the window.

@@ -5,6 +5,8 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
+from deeplearning_tutorial.nnet.sizes import check_sizes
+
 
 class ShapeHint(Op):
     """Pass ``x`` on with the given lengths in its static shape; ValueError if its data has others."""
@@ -79,6 +81,7 @@ def apply_shape_hint(name, x, shape):
             not isinstance(hint, (int, np.integer)) or isinstance(hint, bool) or hint < 0
         ):
             raise ValueError(f"{name}={shape!r} holds {hint!r}; use ints, or None for an unknown length")
+    check_sizes(name, shape, [hint for hint in shape if hint is not None])
     known = x.type.shape
     if any(None not in (n, hint) and n != hint for n, hint in zip(known, shape, strict=True)):
         raise ValueError(f"{name}={tuple(shape)} contradicts the static shape {known}; correct one of them")

@@ -5,6 +5,7 @@ import pytensor.tensor as pt
 
 from deeplearning_tutorial.nnet.conv import prepare
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint, lengths_of
+from deeplearning_tutorial.nnet.sizes import check_sizes
 
 
 def conv2d_transpose(
@@ -64,6 +65,9 @@ def conv2d_transpose(
         raise ValueError(
             f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
         )
+    check_sizes(
+        "output_shape", output_shape, [n for n in output_shape if isinstance(n, (int, np.integer))]
+    )
     op, input, filters = prepare(
         input, filters, None, filter_shape, border_mode, input_dilation, filter_flip, filter_dilation,
         num_groups, stride_name="input_dilation",
@@ -118,6 +122,7 @@ def bilinear_upsampling(
         raise NotImplementedError(f"frac_ratio={frac_ratio!r} is not supported; use an integer ratio")
     if not isinstance(ratio, (int, np.integer)) or isinstance(ratio, bool) or ratio < 1:
         raise ValueError(f"ratio={ratio!r} is not a positive integer; use e.g. ratio=2")
+    check_sizes("ratio", ratio, [ratio])
     input = pt.as_tensor_variable(input)
     hint = (batch_size, num_input_channels, None, None)
     input = apply_shape_hint("(batch_size, num_input_channels)", input, hint)

@@ -184,6 +184,10 @@ POOLINGS = {
     "apart": ({"ws": (2, 3), "ignore_border": True, "stride": (3, 5)}, (2, 1, 3)),
     "apart, rest pooled": ({"ws": (2, 3), "ignore_border": False, "stride": (5, 4)}, (2, 3)),
     "padding": ({"ws": (3, 4), "ignore_border": True, "pad": (2, 1)}, (2, 3)),
+    "more padding than the map is long": (
+        {"ws": (9, 5), "ignore_border": True, "stride": (4, 3), "pad": (8, 3)},
+        (2, 3),
+    ),
     "padding, overlapping": ({"ws": (4, 3), "ignore_border": True, "stride": (2, 1), "pad": (1, 2)}, (2, 3)),
 }
 
@@ -269,6 +273,34 @@ BY_HAND = {
         )
         for mode in ("average_inc_pad", "average_exc_pad")
     },
+    **{
+        f"{mode} of windows far larger than the map": (
+            partial(pool_2d, ws=(2**62, 10**10), ignore_border=False, mode=mode),
+            ([[[2, 4, 6], [2, 3, 1]]],),
+            [[[3]]],
+            ([[[value]]], [gradient]),
+        )
+        for mode, value, gradient in (
+            ("max", 6, [[0, 0, 3], [0, 0, 0]]),
+            ("sum", 18, [[3] * 3] * 2),
+            ("average_inc_pad", 3, [[0.5] * 3] * 2),
+            ("average_exc_pad", 3, [[0.5] * 3] * 2),
+        )
+    },
+    # A window of 2**62 rows, 2**61 of them above the map.
+    "averages divide by all of a window that hardly fits": (
+        partial(
+            pool_2d,
+            ws=(2**62, 2),
+            ignore_border=True,
+            stride=(2**62, 2),
+            pad=(2**61, 0),
+            mode="average_inc_pad",
+        ),
+        ([[2.0**62, 2.0**62], [0, 2.0**63]],),
+        [[2.0**63]],
+        ([[2]], [[1, 1], [1, 1]]),
+    ),
     "padding never is the maximum": (
         partial(pool_2d, ws=(2, 2), ignore_border=True, pad=(1, 1)),
         ([[-5, -5, -5]] * 3,),

@@ -80,6 +80,45 @@ def test_arrays_in_any_memory_order_are_taken(mode):
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("mode", ["py", "NUMBA"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_not_finite_reaches_what_it_is_multiplied_with_and_no_more(mode, dtype):
+    x, w, g = tensors("xwg", dtype)
+    y = conv2d(x, w)
+    f = pytensor.function([x, w, g], [y, *grad(None, [x, w], known_grads={y: g})], mode=mode)
+    # A filter of 3 x 3 fills no vector: what fills it up is not to spread one infinity to more than 9 pixels.
+    ones, gradient = np.ones((1, 1, 3, 3), dtype), np.zeros((1, 1, 10, 10), dtype)
+    gradient[0, 0, 4, 5] = np.inf
+    expected = np.zeros((1, 1, 12, 12))
+    expected[0, 0, 4:7, 5:8] = np.inf
+    np.testing.assert_array_equal(f(np.ones((1, 1, 12, 12), dtype), ones, gradient)[1], expected)
+    rng = np.random.default_rng(17)
+    for (channels, n_filters, *k), density in itertools.product(
+        ((1, 1, 3, 3), (1, 2, 2, 3), (3, 5, 2, 2), (3, 9, 1, 1), (2, 17, 3, 2)), (1, 0.5, 0.1)
+    ):
+        shapes = (2, channels, 9, 8), (n_filters, channels, *k), (2, n_filters, 10 - k[0], 9 - k[1])
+        for position, value in itertools.product(range(3), (np.inf, -np.inf, np.nan)):
+            # Small integers, whose sums are exact in any order.
+            arrays = [rng.integers(1, 4, shape).astype(dtype) for shape in shapes]
+            arrays[2][rng.random(arrays[2].shape) >= density] = 0
+            arrays[position].flat[rng.integers(arrays[position].size)] = value
+            with np.errstate(invalid="ignore"):
+                expected_results = PLAIN.value(*arrays[:2]), *gradients_tap_by_tap(*arrays)
+                for result, expected in zip(f(*arrays), expected_results, strict=True):
+                    np.testing.assert_array_equal(result, expected, err_msg=f"{shapes} {position} {value}")
+
+
+def gradients_tap_by_tap(x, w, g):
+    """Gradients of a plain convolution; SciPy's, for x, counts products with zeros around ``g`` as well."""
+    x_gradient, w_gradient = np.zeros_like(x), np.zeros_like(w)
+    for row, col in np.ndindex(w.shape[2:]):
+        pixels = np.s_[:, :, row : row + g.shape[2], col : col + g.shape[3]]
+        tap = np.s_[:, :, -1 - row, -1 - col]
+        x_gradient[pixels] += np.einsum("bkij,kc->bcij", g, w[tap])
+        w_gradient[tap] = np.einsum("bkij,bcij->kc", g, x[pixels])
+    return x_gradient, w_gradient
+
+
 @pytest.mark.parametrize("mode", ["py"], indirect=True)
 @pytest.mark.parametrize("case", ["plain", "everything"])
 def test_forward_mode_is_the_product_rule(mode, case):

@@ -180,11 +180,9 @@ def check_what_is_not_finite(f, ws, flip, dtype):
         maxima, _ = reference(x, w, ws, flip)
         assert np.isnan(maxima).any() and np.isposinf(maxima).any() and np.isfinite(maxima).any()
         g = rng.integers(1, 4, maxima.shape).astype(dtype)
-        gx, _ = reference_gradients(x, w, ws, flip, g)
-        # Not the filters' gradient: whether a pixel that is not finite counts where the gradient is zero
-        # depends on how the sum is done.
+        expected_results = (maxima, *reference_gradients(x, w, ws, flip, g))
         results = f(x, w, g)
-    for name, result, expected in zip(("maxima", "x"), results[:2], (maxima, gx), strict=True):
+    for name, result, expected in zip(("maxima", "x", "w"), results, expected_results, strict=True):
         np.testing.assert_array_equal(result, expected, err_msg=name)
     # Where all pixels are zero the kernels need not look further, but for this.
     x, w = np.nan_to_num(x, nan=0, posinf=0, neginf=0), w.copy()
@@ -192,11 +190,18 @@ def check_what_is_not_finite(f, ws, flip, dtype):
     g[0, 3], w[5, 0, 0, 0] = -np.inf, np.inf
     with np.errstate(invalid="ignore"):
         maxima, _ = reference(x, w, ws, flip)
-        _, gw = reference_gradients(x, w, ws, flip, g)
+        gx, gw = reference_gradients(x, w, ws, flip, g)
         results = f(x, w, g)
-    assert np.isnan(maxima[0, 5]).all() and np.isnan(gw[3]).all()
-    np.testing.assert_array_equal(results[0], maxima)
-    np.testing.assert_array_equal(results[2], gw)
+    assert np.isnan(maxima[0, 5]).all() and np.isnan(gw[3]).all() and np.isnan(gx).any()
+    for name, result, expected in zip(("maxima", "x", "w"), results, (maxima, gx, gw), strict=True):
+        np.testing.assert_array_equal(result, expected, err_msg=name)
+    # One infinite gradient reaches the pixels under the filter, and none beside it.
+    w[5, 0, 0, 0], g[:] = 1, 0
+    g[1, 3, 0, 0] = np.inf
+    with np.errstate(invalid="ignore"):
+        gx, _ = reference_gradients(x, w, ws, flip, g)
+    assert np.isinf(gx).any() and np.isfinite(gx).any()
+    np.testing.assert_array_equal(f(x, w, g)[1], gx)
 
 
 def check_counts_of_zero(f, ws, dtype):

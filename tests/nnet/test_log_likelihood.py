@@ -130,6 +130,17 @@ def test_negative_labels_count_from_the_end_and_others_are_refused(fusing):
             f(x_value, np.array(wrong, "int32"))
 
 
+@pytest.mark.parametrize("mode", ["py", "NUMBA"], indirect=True)
+def test_the_gradient_by_itself_refuses_labels_that_are_no_classes_too(mode):
+    softmax, y, g = pt.dmatrix(), pt.lvector(), pt.dvector()
+    f = pytensor.function([softmax, y, g], LogLikelihoodGrad()(softmax, y, g), mode=mode)
+    # By hand: g * ([y is the class] - softmax).
+    np.testing.assert_array_equal(f([[0.25, 0.75]], [-1], [4.0]), [[-1, 1]])
+    for wrong in ([0, 2], [10**9, 0], [-3, 0], [0, 1, 0]):
+        with pytest.raises(IndexError):
+            f(np.full((2, 2), 0.5), wrong, [1.0])
+
+
 def test_fusion_is_switched_off_by_its_name():
     x, y = pt.matrix("x", dtype="float64"), pt.ivector("y")
     f = pytensor.function([x, y], mean_log_likelihood(x, y), mode=get_mode("NUMBA").excluding(NAME))

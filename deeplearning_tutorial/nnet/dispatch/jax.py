@@ -25,10 +25,10 @@ from deeplearning_tutorial.nnet.pool import (
     MaxPoolGrad,
     MaxPoolGradGrad,
     Pool,
-    pool_output_length,
     window_layout,
 )
 from deeplearning_tutorial.nnet.shape_hint import ShapeHint
+from deeplearning_tutorial.nnet.sizes import check_shape
 
 
 def transpose(function, like, output_gradient):
@@ -79,10 +79,7 @@ def window_means(op, geometry, out_lengths, x):
 
 def pool(op, geometry, x):
     """Compute `Pool`."""
-    out_lengths = [
-        pool_output_length(length, *of_axis, op.ignore_border)
-        for length, of_axis in zip(x.shape[-2:], op._geometry(geometry), strict=True)
-    ]
+    out_lengths = op.output_shape(x.shape, op._geometry(geometry))[-2:]
     if op.mode != "max":
         return window_means(op, geometry, out_lengths, x)
     return reduce(jnp.maximum, elements_of_windows(op, geometry, x, -np.inf, out_lengths))
@@ -90,12 +87,15 @@ def pool(op, geometry, x):
 
 def average_pool_grad(op, geometry, x, output_gradient):
     """Compute `AveragePoolGrad`."""
+    check_shape("output_gradient", output_gradient.shape, op.output_shape(x.shape, op._geometry(geometry)))
     means = partial(window_means, op, geometry, output_gradient.shape[-2:])
     return transpose(means, x, output_gradient)
 
 
 def max_pool_grad_grad(op, geometry, x, maxima, cotangent):
     """Compute `MaxPoolGradGrad`."""
+    check_shape("maxima", maxima.shape, op.output_shape(x.shape, op._geometry(geometry)))
+    check_shape("cotangent", cotangent.shape, x.shape)
     out_lengths = maxima.shape[-2:]
     return sum(
         jnp.where(element == maxima, cotangent_element, 0)
@@ -109,6 +109,9 @@ def max_pool_grad_grad(op, geometry, x, maxima, cotangent):
 
 def max_pool_grad(op, geometry, x, maxima, output_gradient):
     """Compute `MaxPoolGrad`."""
+    shape = op.output_shape(x.shape, op._geometry(geometry))
+    check_shape("maxima", maxima.shape, shape)
+    check_shape("output_gradient", output_gradient.shape, shape)
     return transpose(partial(max_pool_grad_grad, op, geometry, x, maxima), x, output_gradient)
 
 

@@ -25,10 +25,10 @@ from deeplearning_tutorial.nnet.pool import (
     MaxPoolGrad,
     MaxPoolGradGrad,
     Pool,
-    pool_output_length,
     window_layout,
 )
 from deeplearning_tutorial.nnet.shape_hint import ShapeHint
+from deeplearning_tutorial.nnet.sizes import check_shape
 
 with warnings.catch_warnings():
     # PyTensor 3.0 gives PyTorch constants that must not be written to. PyTorch warns of the first in a
@@ -90,10 +90,7 @@ def conv2d_grad_input(op, input, filters, output_gradient):
 
 def pool(op, geometry, x):
     """Compute `Pool`."""
-    out_lengths = [
-        pool_output_length(length, *of_axis, op.ignore_border)
-        for length, of_axis in zip(x.shape[-2:], geometry, strict=True)
-    ]
+    out_lengths = op.output_shape(x.shape, geometry)[-2:]
     widths, elements, _ = window_layout(x.shape[-2:], out_lengths, geometry)
     if op.mode == "max":
         whole = padded(x, widths, -np.inf)
@@ -107,7 +104,7 @@ def window_sizes(op, x, geometry, out_lengths):
     if op.mode == "sum":
         return 1
     if op.mode == "average_inc_pad" and op.ignore_border:
-        return geometry[0][0] * geometry[1][0]
+        return float(geometry[0][0]) * geometry[1][0]
     widths, elements, _ = window_layout(x.shape[-2:], out_lengths, geometry)
     ones = padded(torch.ones(x.shape[-2:], dtype=x.dtype, device=x.device), widths)
     return sum(ones[element] for element in elements)
@@ -115,6 +112,7 @@ def window_sizes(op, x, geometry, out_lengths):
 
 def average_pool_grad(op, geometry, x, output_gradient):
     """Compute `AveragePoolGrad`."""
+    check_shape("output_gradient", output_gradient.shape, op.output_shape(x.shape, geometry))
     out_lengths = output_gradient.shape[-2:]
     widths, elements, inside = window_layout(x.shape[-2:], out_lengths, geometry)
     share = output_gradient / window_sizes(op, x, geometry, out_lengths)
@@ -126,6 +124,9 @@ def average_pool_grad(op, geometry, x, output_gradient):
 
 def max_pool_grad(op, geometry, x, maxima, output_gradient):
     """Compute `MaxPoolGrad`."""
+    shape = op.output_shape(x.shape, geometry)
+    check_shape("maxima", maxima.shape, shape)
+    check_shape("output_gradient", output_gradient.shape, shape)
     widths, elements, inside = window_layout(x.shape[-2:], maxima.shape[-2:], geometry)
     whole = padded(x, widths, np.nan)
     gradient = torch.zeros_like(whole)
@@ -136,6 +137,8 @@ def max_pool_grad(op, geometry, x, maxima, output_gradient):
 
 def max_pool_grad_grad(op, geometry, x, maxima, cotangent):
     """Compute `MaxPoolGradGrad`."""
+    check_shape("maxima", maxima.shape, op.output_shape(x.shape, geometry))
+    check_shape("cotangent", cotangent.shape, x.shape)
     widths, elements, _ = window_layout(x.shape[-2:], maxima.shape[-2:], geometry)
     whole, whole_cotangent = padded(x, widths, np.nan), padded(cotangent, widths)
     return sum(torch.where(whole[element] == maxima, whole_cotangent[element], 0) for element in elements)

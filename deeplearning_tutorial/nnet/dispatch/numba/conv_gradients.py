@@ -30,6 +30,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_offsets,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    all_finite,
     block_of,
     check,
     contiguous,
@@ -51,6 +52,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # Positions whose gradients a tile adds at once.
 CHUNK_POSITIONS = 128
+
+# Elements of filters that the lists of `add_filters` tell apart: they are read once for each run.
+MAX_LISTED = 2**31
 
 gather_rows = kernel_njit(simd.gather_rows)
 
@@ -78,7 +82,7 @@ def runs_of_weights(memory, layout, filters, flip):
 def offsets_of_runs(memory, layout, offsets):
     """Offsets of the runs' first taps, of those of all taps."""
     step = max(1, layout.run)
-    firsts = empty(memory, (len(offsets) + step - 1) // step, np.int32)
+    firsts = empty(memory, (len(offsets) + step - 1) // step, np.int64)
     for run in range(len(firsts)):
         firsts[run] = offsets[run * step]
     return firsts
@@ -129,12 +133,28 @@ def sum_of_blocks(layout, partial, flip, gradient):
                     ]
 
 
+@kernel_njit
+def add_filters_tap_by_tap(layout, image, runs, run_offsets, offsets, factors, counts):
+    """Do as `add_filters`, but add no more than a run: what pads it, times infinity, would not be zero."""
+    n_runs, n_filters, length = runs.shape
+    weights = runs.reshape(runs.size)
+    for run in range(n_runs):
+        for row in range(counts.shape[0]):
+            for col in range(counts.shape[1]):
+                pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
+                first = pixel + run_offsets[run]
+                for i in range(counts[row, col]):
+                    weight, factor = run * n_filters * length + offsets[row, col, i], factors[row, col, i]
+                    for tap in range(layout.run):
+                        image[first + tap] += factor * weights[weight + tap]
+
+
 @kernel_inline
 def add_filters(memory, layout, image, runs, run_offsets, offsets, factors, counts):
     """Add to the pixels under each output position the filters' runs there, times ``factors``.
 
     ``runs`` is (runs, filters, taps of a run); ``offsets`` and ``factors`` list for each (row, col) of the
-    output the filters that have a gradient there, ``counts`` how many they are.
+    output the filters that have a gradient there, ``counts`` how many they are. All factors are finite.
     """
     n_runs, n_filters, length = runs.shape
     out_rows, out_cols, room = offsets.shape
@@ -156,7 +176,7 @@ def add_filters(memory, layout, image, runs, run_offsets, offsets, factors, coun
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
@@ -165,11 +185,13 @@ def filters_gradient_block(memory, block, blocks, layout, input, output_gradient
     room = layout.out_rows * layout.out_cols + 1
     image = empty_image(memory, layout, partial.shape[4], input)
     run_offsets = offsets_of_runs(memory, layout, offsets)
-    pixels, factors = empty(memory, room, np.int32), empty(memory, room, input)
+    pixels, factors = empty(memory, room, np.int64), empty(memory, room, input)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
             load_image(layout, input[b, group * channels : (group + 1) * channels], image)
+            # Zero times what is not finite is not zero.
+            every = not all_finite(image)
             for k in range(n_filters):
                 count = 0
                 for row in range(layout.out_rows):
@@ -179,13 +201,13 @@ def filters_gradient_block(memory, block, blocks, layout, input, output_gradient
                         # Each position is written down, and kept by counting it: no branch to mispredict.
                         pixels[count] = first + col * layout.stride_cols * channels
                         factors[count] = factor
-                        count += factor != 0
+                        count += every | (factor != 0)
                 add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, 0, count)
 
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
@@ -194,7 +216,7 @@ def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gr
     positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
     n_runs, room = partial.shape[3], padded_positions(run_length)
     n_taps = n_runs * room
-    image, pixels = empty_image(memory, layout, TILE_COLUMNS, input), empty(memory, positions, np.int32)
+    image, pixels = empty_image(memory, layout, TILE_COLUMNS, input), empty(memory, positions, np.int64)
     gradients = zeros(memory, positions * width, input)
     sums = zeros(memory, layout.groups * width * n_taps, input)
     # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
@@ -249,7 +271,7 @@ def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gr
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, :, ::1]
+        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def maps_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
@@ -273,11 +295,14 @@ def maps_gradient_block(memory, block, blocks, layout, input, output_gradient, o
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1]
+        LAYOUT, types.boolean, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, ::1]
     ),
 )  # fmt: skip
-def input_gradient_block(memory, block, blocks, layout, runs, output_gradient, offsets, gradient):
-    """Compute the gradient of a block of images."""
+def input_gradient_block(memory, block, blocks, layout, every, runs, output_gradient, offsets, gradient):
+    """Compute the gradient of a block of images.
+
+    Where the output's gradient is zero it passes over the filters, unless it is to take ``every`` one.
+    """
     channels, n_filters = layout.channels, layout.filters
     length = runs.shape[3]
     shape = layout.out_rows, layout.out_cols, n_filters + 1
@@ -296,8 +321,12 @@ def input_gradient_block(memory, block, blocks, layout, runs, output_gradient, o
                         count = counts[row, col]
                         chosen[row, col, count] = k * length
                         factors[row, col, count] = factor
-                        counts[row, col] = count + (factor != 0)
-            add_filters(memory, layout, image, runs[group], run_offsets, chosen, factors, counts)
+                        counts[row, col] = count + (every | (factor != 0))
+            maps = output_gradient[b, group * n_filters : (group + 1) * n_filters]
+            if all_finite(maps.reshape(maps.size)):
+                add_filters(memory, layout, image, runs[group], run_offsets, chosen, factors, counts)
+            else:
+                add_filters_tap_by_tap(layout, image, runs[group], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b, group * channels : (group + 1) * channels])
 
 
@@ -306,6 +335,13 @@ def check_gradient(layout, input, filters, output_gradient):
     """Raise ValueError unless the gradient has the output's shape."""
     if output_gradient.shape != (len(input), len(filters), layout.out_rows, layout.out_cols):
         raise ValueError("output_gradient does not have the output's shape", output_gradient.shape)
+
+
+@kernel_njit
+def check_filters(layout, filters):
+    """Raise ValueError if the filters are more than the lists of `add_filters` tell apart."""
+    if layout.filters * in_halves(layout.run, layout.half) * layout.half > MAX_LISTED:
+        raise ValueError("filters has too many elements for the input's gradient", filters.shape)
 
 
 @kernel_njit
@@ -375,7 +411,10 @@ def input_gradient(memory, block, blocks, layout, filters, output_gradient, dila
     """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
     pads = transposed_pads(layout, gradient, filters, dilation)
     overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
-    if layout.stride_rows == layout.stride_cols == 1 and overlap and is_dense(output_gradient):
+    # In a convolution the padding counts, too: zero times what is not finite.
+    every = not all_finite(contiguous(memory, filters).reshape(filters.size))
+    plain = layout.stride_rows == layout.stride_cols == 1 and overlap and not every
+    if plain and is_dense(output_gradient):
         filters = transposed_filters(memory, layout, filters)
         layout = layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups)
         check(correlate(1, layout, output_gradient, filters, dilation, not flip, gradient))
@@ -384,7 +423,7 @@ def input_gradient(memory, block, blocks, layout, filters, output_gradient, dila
     offsets = tap_offsets(memory, layout, filters, dilation)
     blocks = min(len(gradient), 4 * BLOCKS)
     output_gradient = contiguous(memory, output_gradient)
-    check(input_gradient_block(blocks, layout, runs, output_gradient, offsets, gradient))
+    check(input_gradient_block(blocks, layout, every, runs, output_gradient, offsets, gradient))
 
 
 @register_kernel(Conv2dGradFilters)
@@ -398,7 +437,8 @@ def make_conv2d_grad_filters(op, node, **kwargs):
         layout = lay_out(input, filters)
         check_gradient(layout, input, filters, output_gradient)
         gradient = result(filters.shape, filters)
-        check(filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient))
+        if gradient.size:
+            check(filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient))
         return gradient
 
     return conv2d_grad_filters
@@ -414,8 +454,10 @@ def make_conv2d_grad_input(op, node, **kwargs):
     def conv2d_grad_input(input, filters, output_gradient):
         layout = lay_out(input, filters)
         check_gradient(layout, input, filters, output_gradient)
+        check_filters(layout, filters)
         gradient = result(input.shape, filters)
-        check(input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient))
+        if gradient.size:
+            check(input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient))
         return gradient
 
     return conv2d_grad_input

@@ -14,11 +14,13 @@ from numba import types
 from deeplearning_tutorial.nnet.conv import dilated_length
 from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, reported
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
+from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS
+from deeplearning_tutorial.nnet.sizes import has_too_many as has_too_many_elements
 
 # Enough for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
@@ -31,6 +33,7 @@ HALF, FULL = -1, -2
 
 in_halves = kernel_njit(simd.in_halves)
 span_of = kernel_njit(dilated_length)
+has_too_many = kernel_njit(has_too_many_elements)
 
 
 class Layout(NamedTuple):
@@ -67,13 +70,17 @@ def padding(pad, span):
 @kernel_njit
 def layout_of(input, filters, pads, subsample, dilation, num_groups):
     """Return the layout; raise ValueError where the data do not fit."""
-    if input.shape[1] != filters.shape[1] * num_groups:
+    # A product might wrap around.
+    if input.shape[1] % num_groups or input.shape[1] // num_groups != filters.shape[1]:
         raise ValueError("input and filters do not have matching channels", input.shape, filters.shape)
     if filters.shape[0] % num_groups:
         groups = np.int64(num_groups)  # for the reason that `reported` has
         raise ValueError("num_groups does not divide the number of filters", groups, filters.shape)
     if filters.shape[2] < 1 or filters.shape[3] < 1:
         raise ValueError("filters have no rows or no columns", filters.shape)
+    rows_apart, cols_apart = filters.shape[2] - 1, filters.shape[3] - 1
+    if rows_apart > MAX_ELEMENTS // dilation[0] or cols_apart > MAX_ELEMENTS // dilation[1]:
+        raise ValueError("filter_dilation is too large for the filters", reported(dilation), filters.shape)
     rows_span, cols_span = span_of(filters.shape[2], dilation[0]), span_of(filters.shape[3], dilation[1])
     top, bottom = padding(pads[0][0], rows_span), padding(pads[0][1], rows_span)
     left, right = padding(pads[1][0], cols_span), padding(pads[1][1], cols_span)
@@ -81,6 +88,11 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
     if rows < rows_span or cols < cols_span:
         raise ValueError("filters are larger than the input: no output is left", input.shape, filters.shape)
     channels = filters.shape[1]
+    if has_too_many(rows, cols, channels):
+        lengths = reported((rows, cols))
+        raise ValueError("border_mode pads images to more than memory holds", lengths, input.shape)
+    # Longer strides lead to a single position, too, and past it, where offsets would wrap around.
+    stride_rows, stride_cols = min(subsample[0], rows), min(subsample[1], cols)
     return Layout(
         num_groups,
         channels,
@@ -89,10 +101,10 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
         cols,
         top,
         left,
-        (rows - rows_span) // subsample[0] + 1,
-        (cols - cols_span) // subsample[1] + 1,
-        subsample[0],
-        subsample[1],
+        (rows - rows_span) // stride_rows + 1,
+        (cols - cols_span) // stride_cols + 1,
+        stride_rows,
+        stride_cols,
         channels * filters.shape[3] if dilation[1] == 1 else channels,
         REGISTER_BYTES // input.itemsize // 2,
     )
@@ -141,7 +153,7 @@ def tap_offsets(memory, layout, filters, dilation):
     """Offsets of a filter's taps, in the order (rows, cols, channels)."""
     channels = layout.channels
     filter_rows, filter_cols = filters.shape[2:]
-    offsets = empty(memory, filter_rows * filter_cols * channels, np.int32)
+    offsets = empty(memory, filter_rows * filter_cols * channels, np.int64)
     for row in range(filter_rows):
         for col in range(filter_cols):
             pixel = (row * dilation[0] * layout.cols + col * dilation[1]) * channels
@@ -179,7 +191,7 @@ def tap_weights(memory, layout, filters, flip):
 @kernel_njit
 def numbers(memory, count):
     """Offsets of the first ``count`` elements."""
-    offsets = empty(memory, count, np.int32)
+    offsets = empty(memory, count, np.int64)
     for i in range(count):
         offsets[i] = i
     return offsets

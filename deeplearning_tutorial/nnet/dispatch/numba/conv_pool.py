@@ -110,7 +110,7 @@ def forward_block(window_rows, window_cols, tanh):
     @parallel(
         lambda real: (
             LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
-            real[:, ::1], types.int32[::1], real[::1],
+            real[:, ::1], types.int64[::1], real[::1],
             real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], types.boolean[::1],
         ),
         window_rows, window_cols, tanh,
@@ -206,10 +206,9 @@ def forward(window_rows, window_cols, tanh):
             biases[k] = bias[k]
         weights = tap_weights(memory, layout, filters, flip)
         offsets = tap_offsets(memory, layout, filters, (1, 1))
-        # A mask of no filters has no last word.
-        blocks = min(len(input), 4 * BLOCKS) if layout.filters else 0
+        blocks = min(len(input), 4 * BLOCKS)
         input, filter_shape = contiguous(memory, input), filters.shape[2:]
-        finite = empty(memory, max(1, blocks), np.bool_)
+        finite = empty(memory, blocks, np.bool_)
         finite[:] = True
         if in_tiles and suits_winograd(layout, filter_shape):
             values, channels = filter_values(memory, layout, weights[0]), numbers(memory, layout.channels)
@@ -243,7 +242,9 @@ def make_conv_max_pool(op, node, **kwargs):
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = result((len(input), layout.filters, rows, cols), input)
         mask = result((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
-        check(convolve_and_pool(1, layout, flip, input, filters, bias, out, mask))
+        # A kernel pools one window at least: what it gives where the convolution is zero.
+        if out.size:
+            check(convolve_and_pool(1, layout, flip, input, filters, bias, out, mask))
         return out, mask
 
     @kernel_njit

@@ -11,7 +11,9 @@ from numba import types
 from deeplearning_tutorial.nnet.conv_pool import WORD_BITS, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
 from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
+    add_filters_tap_by_tap,
     add_pixels,
+    check_filters,
     empty_partial,
     offsets_of_runs,
     runs_of_weights,
@@ -33,6 +35,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_pool import (
     plain_layout,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    all_finite,
     block_of,
     check,
     contiguous,
@@ -40,7 +43,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.simd import trailing_zeros
 
 
@@ -76,7 +79,7 @@ def filters_gradient_block(window_rows, window_cols):
     @parallel(
         lambda real: (
             LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
-            types.uint64[:, :, :, :, ::1], real[:, :, :, ::1], real[:, :, :, ::1], types.int32[::1],
+            types.uint64[:, :, :, :, ::1], real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1],
             real[:, :, :, :, ::1], types.float64[:, ::1],
         ),
         window_rows, window_cols,
@@ -89,13 +92,14 @@ def filters_gradient_block(window_rows, window_cols):
         out_rows, out_cols = output_gradient.shape[2:]
         # Flat lists, and unsigned indices, which Numba need not check for their sign.
         windows = out_rows * out_cols
-        room = np.uint64(windows * positions)
+        length = layout.out_rows * layout.out_cols
+        room = np.uint64(length)
         image = empty_image(memory, layout, partial.shape[4] + 2 * layout.half, input)
         run_offsets = offsets_of_runs(memory, layout, offsets)
         live, columns = empty(memory, (out_rows, out_cols), np.bool_), empty_columns(memory, layout, input)
         gradients = empty(memory, (n_filters, windows), input)
-        pixels = empty(memory, n_filters * windows * positions, np.int32)
-        factors = empty(memory, n_filters * windows * positions, input)
+        pixels = empty(memory, n_filters * length, np.int64)
+        factors = empty(memory, n_filters * length, input)
         ends = empty(memory, n_filters, np.uint64)
         flat_gradients = gradients.reshape(gradients.size)
         begin, end = block_of(block, blocks, len(input))
@@ -103,6 +107,14 @@ def filters_gradient_block(window_rows, window_cols):
             load_image(layout, input[b], image)
             load_gradient(tanh, output_gradient[b], output[b], gradients)
             skip = layout.channels <= FEW_CHANNELS
+            # Zero times what is not finite is not zero: then all positions are listed, in their order.
+            every = not all_finite(image)
+            if every:
+                for k in range(n_filters):
+                    for position in range(length):
+                        row, col = divmod(position, layout.out_cols)
+                        pixels[k * length + position] = (row * layout.cols + col) * layout.channels
+                factors[:] = 0
             for k in range(n_filters):
                 total = total_of(gradients[k])
                 partial_bias[block, k] += total
@@ -114,20 +126,22 @@ def filters_gradient_block(window_rows, window_cols):
                     for p in range(positions if live[row, col] else 0):
                         at_row, at_col = divmod(p, window_cols)
                         at_row += row * window_rows
-                        pixel = (at_row * layout.cols + col * window_cols + at_col) * layout.channels
+                        at_col += col * window_cols
+                        pixel = (at_row * layout.cols + at_col) * layout.channels
+                        position = np.uint64(at_row * layout.out_cols + at_col)
                         for word in range(mask.shape[4]):
                             bits = mask[b, row, col, p, word]
                             while bits:
                                 k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
                                 bits &= bits - np.uint64(1)
-                                end_of_list = ends[k]
+                                end_of_list = k * room + position if every else ends[k]
                                 pixels[end_of_list] = pixel
                                 window = np.uint64(row * out_cols + col)
                                 factors[end_of_list] = flat_gradients[k * np.uint64(windows) + window]
                                 ends[k] = end_of_list + np.uint64(1)
             for k in range(n_filters):
-                first = k * np.int64(room)
-                count = np.int64(ends[k]) - first
+                first = k * length
+                count = length if every else np.int64(ends[k]) - first
                 add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, count)
 
     return grad_filters_block
@@ -176,26 +190,34 @@ def input_gradient_block(window_rows, window_cols):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.boolean, real[:, :, :, ::1], types.uint64[:, :, :, :, ::1], real[:, :, :, ::1],
-            real[:, :, :, ::1], types.int32[::1], real[:, :, :, ::1],
+            LAYOUT, types.boolean, types.boolean, real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
+            real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, ::1],
         ),
         window_rows, window_cols,
     )  # fmt: skip
     def grad_input_block(
-        memory, block, blocks, layout, tanh, runs, mask, output_gradient, output, offsets, gradient
+        memory, block, blocks, layout, tanh, every, runs, mask, output_gradient, output, offsets, gradient
     ):
         n_filters = layout.filters
         out_rows, out_cols = output_gradient.shape[2:]
         length = runs.shape[3]
-        shape = out_rows * window_rows, out_cols * window_cols, n_filters
+        rows, cols = out_rows * window_rows, out_cols * window_cols
+        # Beyond the last windows all gradients are zero.
+        shape = (layout.out_rows, layout.out_cols, n_filters) if every else (rows, cols, n_filters)
         image = empty_image(memory, layout, length, runs)
         run_offsets = offsets_of_runs(memory, layout, offsets)
         gradients = empty(memory, (n_filters, out_rows * out_cols), runs)
         chosen, factors = empty(memory, shape, np.int32), empty(memory, shape, runs)
         counts = empty(memory, shape[:2], np.int32)
+        if every:
+            counts[:] = n_filters
+            for k in range(n_filters):
+                chosen[:, :, k] = k * length
         begin, end = block_of(block, blocks, len(gradient))
         for b in range(begin, end):
             image[:] = 0
+            if every:
+                factors[:] = 0
             load_gradient(tanh, output_gradient[b], output[b], gradients)
             for row in range(out_rows):
                 for col in range(out_cols):
@@ -208,11 +230,16 @@ def input_gradient_block(window_rows, window_cols):
                             while bits:
                                 k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
                                 bits &= bits - np.uint64(1)
-                                chosen[at_row, at_col, count] = k * np.uint64(length)
-                                factors[at_row, at_col, count] = gradients[k, row * out_cols + col]
+                                place = k if every else np.uint64(count)
+                                chosen[at_row, at_col, place] = k * np.uint64(length)
+                                factors[at_row, at_col, place] = gradients[k, row * out_cols + col]
                                 count += 1
-                        counts[at_row, at_col] = count
-            add_filters(memory, layout, image, runs[0], run_offsets, chosen, factors, counts)
+                        if not every:
+                            counts[at_row, at_col] = count
+            if all_finite(gradients.reshape(gradients.size)):
+                add_filters(memory, layout, image, runs[0], run_offsets, chosen, factors, counts)
+            else:
+                add_filters_tap_by_tap(layout, image, runs[0], run_offsets, chosen, factors, counts)
             store_image(layout, image, gradient[b])
 
     return grad_input_block
@@ -235,9 +262,11 @@ def input_gradient(window_rows, window_cols):
     ):
         runs = runs_of_weights(memory, layout, filters, flip)
         offsets = tap_offsets(memory, layout, filters, (1, 1))
+        # Zero times what is not finite is not zero.
+        every = not all_finite(runs.reshape(runs.size))
         check(
             run_blocks(
-                min(len(gradient), 4 * BLOCKS), layout, tanh, runs, contiguous(memory, mask),
+                min(len(gradient), 4 * BLOCKS), layout, tanh, every, runs, contiguous(memory, mask),
                 contiguous(memory, output_gradient), contiguous(memory, output), offsets, gradient,
             )
         )  # fmt: skip
@@ -247,11 +276,13 @@ def input_gradient(window_rows, window_cols):
 
 @kernel_njit
 def check_gradient(layout, ws, input, mask, output_gradient, output):
-    """Raise ValueError unless mask and gradient have the output's shape."""
+    """Raise ValueError unless mask, gradient and output have the output's shape."""
     rows, cols = layout.out_rows // ws[0], layout.out_cols // ws[1]
     shape = (len(input), layout.filters, rows, cols)
-    if output_gradient.shape != shape or output.shape != shape:
-        raise ValueError("output_gradient does not have the output's shape", output_gradient.shape)
+    if output_gradient.shape != shape:
+        raise ValueError("output_gradient does not have the output's shape", output_gradient.shape, shape)
+    if output.shape != shape:
+        raise ValueError("output does not have the shape that follows from the input", output.shape, shape)
     if mask.shape != (len(input), rows, cols, ws[0] * ws[1], mask_words(layout.filters)):
         raise ValueError("mask does not have the output's shape", mask.shape)
 
@@ -280,6 +311,11 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
         gradient, bias_gradient = result(filters.shape, filters), result(layout.filters, filters)
+        if output_gradient.size == 0:
+            check(missing(gradient) or missing(bias_gradient))
+            gradient[...] = 0
+            bias_gradient[:] = 0
+            return gradient, bias_gradient
         check(
             differentiate(
                 1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
@@ -301,7 +337,12 @@ def make_conv_max_pool_grad_input(op, node, **kwargs):
     def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):
         layout = plain_layout(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
+        check_filters(layout, filters)
         gradient = result(input.shape, filters)
+        if output_gradient.size == 0:
+            check(missing(gradient))
+            gradient[...] = 0
+            return gradient
         check(differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient))
         return gradient
 

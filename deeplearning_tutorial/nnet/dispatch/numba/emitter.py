@@ -49,7 +49,7 @@ class Emitter:
         return self.step(data, offset)
 
     def index(self, pointer):
-        """Load an int32, to index with."""
+        """Load an int32 or int64, to index with."""
         return self.builder.sext(self.builder.load(pointer), INDEX)
 
     def trailing_zeros(self, bits):

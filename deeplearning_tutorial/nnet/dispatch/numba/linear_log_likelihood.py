@@ -88,7 +88,7 @@ def rows_block(
     scores = zeros(memory, (classes, CHUNK_ROWS), x)
     maxima, totals = empty(memory, CHUNK_ROWS, x), empty(memory, CHUNK_ROWS, x)
     score_gradients = empty(memory, (CHUNK_ROWS, classes), x)
-    places, masks = empty(memory, n_vectors, np.int32), empty(memory, n_vectors, np.int64)
+    places, masks = empty(memory, n_vectors, np.int64), empty(memory, n_vectors, np.int64)
     gradients[block] = 0
     bias_gradients[block] = 0
     # Zero times what is not finite is not zero.
@@ -176,7 +176,7 @@ def make_linear_log_likelihood(op, node, **kwargs):
         if x.shape[1] != features or len(b) != classes:
             raise ValueError("x, W and b do not fit each other", x.shape, W.shape, len(b))
         if len(output_gradient) not in (1, len(y)):
-            raise ValueError("output_gradient has another length than y")
+            raise ValueError("output_gradient has another length than y", output_gradient.shape, y.shape)
         check_labels(y, classes, len(x))
         labels = result(len(y), np.int64)
         check(missing(labels))

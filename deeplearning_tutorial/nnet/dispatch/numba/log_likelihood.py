@@ -46,10 +46,10 @@ def softmax_block(memory, block, blocks, x, softmax, maxima, log_totals):
 def check_labels(y, classes, examples):
     """Raise IndexError unless each label is one of the classes, and there are no more than examples."""
     if len(y) > examples:
-        raise IndexError("there are more labels than examples")
+        raise IndexError("there are more labels y than examples", len(y), examples)
     for i in range(len(y)):
         if not -classes <= y[i] < classes:
-            raise IndexError("a label is not one of the classes")
+            raise IndexError("a label in y is not one of the classes", np.int64(y[i]), classes)
 
 
 @kernel_njit
@@ -83,8 +83,9 @@ def log_likelihood(x, y):
 @kernel_njit
 def log_likelihood_grad(softmax, y, output_gradient):
     """Compute `LogLikelihoodGrad`."""
-    if len(output_gradient) not in (1, len(y)) or len(y) > len(softmax):
-        raise ValueError("output_gradient has another length than y")
+    if len(output_gradient) not in (1, len(y)):
+        raise ValueError("output_gradient has another length than y", output_gradient.shape, y.shape)
+    check_labels(y, softmax.shape[1], len(softmax))
     gradient = result(softmax.shape, softmax)
     check(missing(gradient))
     # The rows without a label follow the others.
@@ -93,7 +94,7 @@ def log_likelihood_grad(softmax, y, output_gradient):
         here = output_gradient[i if len(output_gradient) > 1 else 0]
         for j in range(softmax.shape[1]):
             gradient[i, j] = -here * softmax[i, j]
-        gradient[i, y[i]] += here
+        gradient[i, from_first(y[i], softmax.shape[1])] += here
     return gradient
 
 

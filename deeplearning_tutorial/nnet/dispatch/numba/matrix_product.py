@@ -94,7 +94,7 @@ def product_block(
         first, width = 0, halves * half
 
     row_step, inner_step = steps(a)
-    offsets = empty(memory, inner, np.int32)
+    offsets = empty(memory, inner, np.int64)
     for t in range(inner):
         offsets[t] = t * inner_step
     tile = empty(memory, (TILE_COLUMNS, halves * half), a)
@@ -136,7 +136,7 @@ def inner_block(memory, block, blocks, a, transposed, out):
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
-    places = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int32)
+    places = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int64)
     every = not all_finite(transposed.reshape(transposed.size))
     # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
     step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
@@ -292,6 +292,9 @@ def make_weight_update(op, node, **kwargs):
     def weight_update(weights, a, b, learning_rate, weight_decay):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
+        if learning_rate.size != 1 or weight_decay.size != 1:
+            shapes = learning_rate.shape, weight_decay.shape
+            raise ValueError("learning_rate and weight_decay must have one element", shapes)
         old = in_order(weights)
         new, squares = old if inplace else result(old.shape, old), result((), old)
         check(

@@ -58,7 +58,7 @@ def list_vectors(typingctx, places, x, x_at, x_step, length, every):
                 filled.append(builder.fcmp_unordered("!=", emitter.load(step(row, at), vector), zeros))
             lanes = builder.bitcast(builder.or_(*filled), ir.IntType(vector.count))
             counts_here = builder.zext(builder.icmp_unsigned("!=", lanes, lanes.type(0)), INDEX)
-            builder.store(builder.trunc(i, ir.IntType(32)), step(place, count))
+            builder.store(i, step(place, count))
             return [builder.add(count, builder.or_(counts_here, always))]
 
         [count] = emitter.accumulate(builder.udiv(length, INDEX(vector.count)), [INDEX(0)], note)

@@ -35,16 +35,21 @@ from deeplearning_tutorial.nnet.pool import (
     MaxPoolGrad,
     MaxPoolGradGrad,
     Pool,
+    clip_windows,
     pool_output_length,
 )
+from deeplearning_tutorial.nnet.sizes import MAX_SIZE
+from deeplearning_tutorial.nnet.sizes import has_too_many as has_too_many_elements
 
 BLOCKS = 64
 
 output_length = kernel_njit(pool_output_length)
+clip = kernel_njit(clip_windows)
+has_too_many = kernel_njit(has_too_many_elements)
 
 
 class Layout(NamedTuple):
-    """Sizes of the maps and of the windows on them."""
+    """Sizes of the maps and of the windows on them, clipped to what they see."""
 
     maps: int
     rows: int
@@ -57,8 +62,9 @@ class Layout(NamedTuple):
     stride_cols: int
     pad_rows: int
     pad_cols: int
-    divisor: int
-    """What a window's sum is divided by; 0 stands for the number of elements that are not padding."""
+    divisor_rows: int
+    divisor_cols: int
+    """What a window's sum is divided by, as a product; 0 stands for what is not padding."""
 
 
 LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
@@ -71,6 +77,8 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
         raise ValueError("ws, stride and pad take two elements each", len(ws), len(stride), len(pad))
     if min(ws[0], ws[1], stride[0], stride[1]) < 1:
         raise ValueError("ws and stride must be 1 or more", reported(ws), reported(stride))
+    if max(ws[0], ws[1], stride[0], stride[1]) > MAX_SIZE:
+        raise ValueError("ws and stride must be 2**62 or less", reported(ws), reported(stride))
     if min(pad[0], pad[1]) < 0:
         raise ValueError("pad must be 0 or more", reported(pad))
     if max(pad[0], pad[1]) > 0 and not ignore_border:
@@ -81,23 +89,38 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
     maps = 1
     for axis in range(x.ndim - 2):
         maps *= x.shape[axis]
-    divisor = 1
+    divisor_rows, divisor_cols = 1, 1
     if divide:
-        divisor = ws[0] * ws[1] if count_padding and ignore_border else 0
-    return Layout(
+        divisor_rows, divisor_cols = (ws[0], ws[1]) if count_padding and ignore_border else (0, 0)
+    out_rows = output_length(rows, ws[0], stride[0], pad[0], ignore_border)
+    out_cols = output_length(cols, ws[1], stride[1], pad[1], ignore_border)
+    window_rows, stride_rows, pad_rows = clip(rows, out_rows, ws[0], stride[0], pad[0])
+    window_cols, stride_cols, pad_cols = clip(cols, out_cols, ws[1], stride[1], pad[1])
+    layout = Layout(
         maps,
         rows,
         cols,
-        output_length(rows, ws[0], stride[0], pad[0], ignore_border),
-        output_length(cols, ws[1], stride[1], pad[1], ignore_border),
-        ws[0],
-        ws[1],
-        stride[0],
-        stride[1],
-        pad[0],
-        pad[1],
-        divisor,
+        out_rows,
+        out_cols,
+        window_rows,
+        window_cols,
+        stride_rows,
+        stride_cols,
+        pad_rows,
+        pad_cols,
+        divisor_rows,
+        divisor_cols,
     )
+    if has_too_many(*shape_of_lines(layout), 1):
+        raise ValueError("pad makes rows longer than memory holds", reported(pad), x.shape)
+    return layout
+
+
+@kernel_njit
+def shape_of_lines(layout):
+    """Shape of the lines that `over_rows_of_windows` hands to its visits."""
+    length = max(window_starts(layout), layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
+    return min(layout.window_rows, layout.rows) + 3, length
 
 
 @kernel_njit
@@ -112,7 +135,8 @@ def fill_divisors(layout, rows, divisors):
     for col in range(layout.out_cols):
         left = col * layout.stride_cols - layout.pad_cols
         inside = min(left + layout.window_cols, layout.cols) - max(left, 0)
-        divisors[col] = layout.divisor if layout.divisor else inside * rows
+        # As floats, whose product does not wrap around.
+        divisors[col] = float(layout.divisor_rows or rows) * float(layout.divisor_cols or inside)
 
 
 @cache
@@ -122,15 +146,15 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=
     It calls ``visit(layout, i, row, n, top, bottom, lines, divisors, arrays)``, where the windows of row
     ``row`` of map ``i`` span ``[top, bottom)``, without padding. It is to do ``n`` rows of windows; these are
     more than 1 only for a kernel that does all `rows_at_once`. ``lines`` is scratch, in which ``elsewhere``
-    stands until a visit writes there: a line for each row of a window and 3 more, as long as a row of the
-    padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
+    stands until a visit writes there: a line for each row of the maps under a window and 3 more, as long as a
+    row of the padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last
+    array.
     """
 
     @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
     def rows_block(memory, block, blocks, layout, *arrays):
         starts = window_starts(layout)
-        length = max(starts, layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
-        lines = empty(memory, (layout.window_rows + 3, length), arrays[0])
+        lines = empty(memory, shape_of_lines(layout), arrays[0])
         divisors = empty(memory, layout.out_cols, arrays[0])
         fill(lines.reshape(lines.size), elsewhere)
         rows = -1
@@ -318,8 +342,9 @@ def empty_output(layout, x):
 @kernel_njit
 def check_output(layout, x, output):
     """Raise ValueError unless maxima or a gradient have the output's shape."""
-    if output.shape != x.shape[:-2] + (layout.out_rows, layout.out_cols):
-        raise ValueError("maxima and gradients must have the output's shape", output.shape)
+    expected = x.shape[:-2] + (layout.out_rows, layout.out_cols)
+    if output.shape != expected:
+        raise ValueError("maxima and output_gradient must have the output's shape", output.shape, expected)
 
 
 def layout_function(op):
@@ -409,6 +434,8 @@ def make_max_pool_grad_grad(op, node, **kwargs):
     def max_pool_grad_grad(x, maxima, cotangent, *geometry):
         layout = layout_for(x, *geometry)
         check_output(layout, x, maxima)
+        if cotangent.shape != x.shape:
+            raise ValueError("cotangent must have the shape of x", cotangent.shape, x.shape)
         out, out_maps = empty_output(layout, x)
         arrays = as_maps(x), as_maps(maxima), as_maps(cotangent), out_maps
         check(run_blocks(min(layout.maps, BLOCKS), layout, *arrays))
