@@ -121,7 +121,15 @@ def check_all(case, mode, dtype, known):
             check(f, case, drawn_arrays(case, shapes, dtype, density), count)
 
 
-@in_turn(CONVOLUTIONS, modes=with_c)
+@pytest.mark.every_width
+@on("NUMBA")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_convolutions_kernels_take_any_numbers_of_channels_and_filters(mode, dtype):
+    check_all(cases.convolution("groups", True), mode, dtype, known=False)
+
+
+# The kernels of one with groups are tested above.
+@in_turn(CONVOLUTIONS, on_numba=CONVOLUTIONS.keys() - {"groups"}, modes=with_c)
 def test_convolution(mode, index, name):
     for flip, dtype, known in ways(mode, FLIPS, index):
         check_all(cases.convolution(name, flip), mode, dtype, known)

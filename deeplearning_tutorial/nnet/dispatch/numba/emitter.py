@@ -4,7 +4,7 @@ import math
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import cgutils, config
+from numba.core import cgutils, codegen, config
 
 INDEX = ir.IntType(64)
 """The type of array offsets."""
@@ -12,11 +12,12 @@ INDEX = ir.IntType(64)
 
 def _target_features():
     """Names of the instruction sets that Numba compiles for."""
-    if config.CPU_FEATURES is not None:
-        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
-    if config.CPU_NAME is not None:
-        return set()
-    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
+    given = config.CPU_FEATURES
+    features = codegen.get_host_cpu_features() if given is None else given
+    names = {name[1:] for name in features.split(",") if name.startswith("+")}
+    # Part of every 64-bit ARM, which does not always list it.
+    arm = llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64"))
+    return names | {"neon"} if arm else names
 
 
 def _register_bytes(features):
