@@ -163,7 +163,7 @@ def test_pooling(mode, index, name):
 @pytest.mark.parametrize(
     "mode, pool_mode",
     [
-        (mode, pool_mode)
+        pytest.param(mode, pool_mode, marks=[pytest.mark.every_width] if mode == "NUMBA" else [])
         for mode in ("py", "NUMBA", "PYTORCH")
         for pool_mode in POOL_MODES
         if mode != "NUMBA" or ALL_KERNELS or pool_mode in ("max", "average_inc_pad")

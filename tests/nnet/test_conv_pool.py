@@ -37,15 +37,18 @@ def on_families(native):
     if os.environ.get("DEEPLEARNING_TUTORIAL_ALL_KERNELS"):
         native = FAMILIES
 
-    def parameters(mode, name, families):
+    def parameters(mode, name, families, marks=()):
         return [
-            pytest.param(mode, ws, flip, dtype, id=f"{name}-{ws}-{'flip' if flip else 'no flip'}-{dtype}")
+            pytest.param(
+                mode, ws, flip, dtype, id=f"{name}-{ws}-{'flip' if flip else 'no flip'}-{dtype}", marks=marks
+            )
             for ws, flip, dtype in families
         ]
 
     return pytest.mark.parametrize(
         "mode, ws, flip, dtype",
-        parameters("NUMBA", "NUMBA", native) + parameters(PERFORM, "perform", FAMILIES),
+        parameters("NUMBA", "NUMBA", native, pytest.mark.every_width)
+        + parameters(PERFORM, "perform", FAMILIES),
     )
 
 
@@ -271,6 +274,7 @@ WINOGRAD_SHAPES = [
 ]
 
 
+@pytest.mark.every_width
 @pytest.mark.parametrize("x_shape, w_shape", WINOGRAD_SHAPES)
 def test_winograds_filtering_is_exact_for_small_integers(in_tiles, x_shape, w_shape):
     f, dtype = in_tiles
