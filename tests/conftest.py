@@ -29,8 +29,11 @@ def pytest_report_header():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     lacking = [thing for marker in item.iter_markers("needs") for thing in marker.args if not HAS[thing]()]
-    if lacking:
-        (pytest.fail if NO_SKIPS else pytest.skip)(f"this machine lacks {', '.join(lacking)}")
+    message = f"this machine lacks {', '.join(lacking)}"
+    if lacking and NO_SKIPS:
+        pytest.fail(message, pytrace=False)
+    elif lacking:
+        pytest.skip(message)
 
 
 @pytest.hookimpl(wrapper=True)
