@@ -10,13 +10,41 @@ from types import SimpleNamespace
 import numpy as np
 import pytensor
 import pytest
+from machine import HAS
 
 import deeplearning_tutorial
 from deeplearning_tutorial import formats
 from deeplearning_tutorial.datasets import sample_path
+from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.parameters import copy_parameters
 
 PACKAGE = Path(deeplearning_tutorial.__file__).parent
+NO_SKIPS = "DEEPLEARNING_TUTORIAL_NO_SKIPS" in os.environ
+
+
+def pytest_report_header():
+    return f"kernels: vectors of {REGISTER_BYTES} bytes"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    lacking = [thing for marker in item.iter_markers("needs") for thing in marker.args if not HAS[thing]()]
+    message = f"this machine lacks {', '.join(lacking)}"
+    if lacking and NO_SKIPS:
+        pytest.fail(message, pytrace=False)
+    elif lacking:
+        pytest.skip(message)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Fail what is skipped in another way, but for Windows, which lacks the signals of some tests."""
+    report = yield
+    allowed = hasattr(report, "wasxfail") or os.name == "nt" or any(item.iter_markers("needs"))
+    if report.skipped and not allowed:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} is skipped; mark it with needs, and add what it needs to machine.py"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

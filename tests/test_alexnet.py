@@ -110,8 +110,10 @@ def pytorchs_scores(parameters, images, factors):
     return x @ parameters["output.W"] + parameters["output.b"]
 
 
+@pytest.mark.needs("torch")
 def test_the_first_steps_are_pytorchs(run, arrays):
-    torch = pytest.importorskip("torch")
+    import torch
+
     x = arrays["train_x"][:, :, :33].transpose(0, 3, 1, 2)
     np.testing.assert_allclose(run.initial["mean"], x.mean(axis=0), rtol=1e-6)
     parameters = {name: torch.tensor(value) for name, value in run.initial.items()}
@@ -135,8 +137,10 @@ def test_the_first_steps_are_pytorchs(run, arrays):
         optimizer.step()
 
 
+@pytest.mark.needs("torch")
 def test_outside_of_training_units_count_for_the_probability_that_they_are_kept(run, folder, arrays):
-    torch = pytest.importorskip("torch")
+    import torch
+
     images = arrays["test_x"][:, :, :33].transpose(0, 3, 1, 2).astype("float32")
     parameters = {name: torch.tensor(value) for name, value in run.result.best_parameters.items()}
     scores = pytorchs_scores(parameters, torch.tensor(images), (0.9, 0.9))

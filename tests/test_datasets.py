@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytensor
 import pytest
+from machine import MNIST
 from PIL import Image
 
 from deeplearning_tutorial import datasets, download
@@ -16,7 +17,6 @@ from deeplearning_tutorial.datasets import DatasetNotFoundError, load_data, loca
 from deeplearning_tutorial.formats import IDX_FILES
 
 ROOT = Path(datasets.__file__).parents[1]
-NAMED = Path(os.environ.get("DEEPLEARNING_TUTORIAL_DATA", "nowhere"))
 RNG = np.random.default_rng(3)
 ARRAYS = {
     "x_train": RNG.integers(256, size=(12, 28, 28), dtype=np.uint8),
@@ -327,13 +327,10 @@ def test_the_module_runs_as_a_command_without_a_traceback(tmp_path, args, status
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.skipif(
-    not all((NAMED / name).is_file() for name in download.EXPECTED),
-    reason="DEEPLEARNING_TUTORIAL_DATA names no folder with MNIST's four files",
-)
+@pytest.mark.needs("mnist")
 def test_mnist_itself():
-    assert all(download.is_original(NAMED / name) for name in download.EXPECTED)
-    splits = datasets.formats.read_splits(locate(NAMED))
+    assert all(download.is_original(MNIST / name) for name in download.EXPECTED)
+    splits = datasets.formats.read_splits(locate(MNIST))
     found = [(x.shape, x.sum(dtype=np.float64) * 256, int(y.sum()), y[:5].tolist()) for x, y in splits]
     assert found == [
         ((50_000, 784), 1_309_089_051, 222_442, [5, 0, 4, 1, 9]),

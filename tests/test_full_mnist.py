@@ -1,25 +1,19 @@
 """Training on the full MNIST, beside figures that the tutorial published or that Theano itself gave."""
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from machine import MNIST
 
-from deeplearning_tutorial import convolutional_mlp, download, formats, mlp
+from deeplearning_tutorial import convolutional_mlp, formats, mlp
 from deeplearning_tutorial.convolutional_mlp import evaluate_lenet5
 
-FOLDER = Path(os.environ.get("DEEPLEARNING_TUTORIAL_DATA", "nowhere"))
-
-pytestmark = pytest.mark.skipif(
-    not all((FOLDER / name).is_file() for name in download.EXPECTED),
-    reason="DEEPLEARNING_TUTORIAL_DATA names no folder with MNIST's four files",
-)
+pytestmark = pytest.mark.needs("mnist")
 
 
 def test_logistic_regression_ends_with_the_published_figures_to_the_last_digit(run_script, tmp_path):
-    ended = run_script("logistic_sgd", cwd=tmp_path, DEEPLEARNING_TUTORIAL_DATA=str(FOLDER.resolve()))
+    ended = run_script("logistic_sgd", cwd=tmp_path, DEEPLEARNING_TUTORIAL_DATA=str(MNIST.resolve()))
     assert ended.returncode == 0, ended.stderr
     *lines, speed = ended.stdout.splitlines()
     assert lines[:3] == ["... loading data", "... building the model", "... training the model"]
@@ -37,7 +31,7 @@ def test_logistic_regression_ends_with_the_published_figures_to_the_last_digit(r
 
 
 def test_lenet_learns_as_it_did_with_theano(record):
-    run = record(convolutional_mlp, evaluate_lenet5, n_epochs=2, dataset=FOLDER)
+    run = record(convolutional_mlp, evaluate_lenet5, n_epochs=2, dataset=MNIST)
     percent = [(100 * look.validation_error, 100 * look.test_error) for look in run.result.history]
     # A few hundredths of a point are rounding: five of ten thousand digits.
     np.testing.assert_allclose(percent, [(9.23, 9.52), (6.18, 6.50)], rtol=0, atol=0.05 + 1e-9)
@@ -59,8 +53,8 @@ def test_lenet_learns_as_it_did_with_theano(record):
 
 
 def test_an_epoch_of_the_multilayer_perceptron_is_that_of_plain_numpy(record, numpy_mlp):
-    run = record(mlp, mlp.test_mlp, n_epochs=1, dataset=FOLDER)
-    (x, y), *others = formats.read_splits(FOLDER)
+    run = record(mlp, mlp.test_mlp, n_epochs=1, dataset=MNIST)
+    (x, y), *others = formats.read_splits(MNIST)
     reference = numpy_mlp(
         x.astype("float64"), y, batch_size=20, n_hidden=500, learning_rate=0.01, L1_reg=0.0, L2_reg=0.0001
     )

@@ -3,7 +3,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytensor
 import pytest
+from machine import BROWSER
 from PIL import Image
 
 from deeplearning_tutorial import plots, report
@@ -38,8 +38,6 @@ PICTURES = {
 }
 PICTURES["mlp"] = PICTURES["logistic_sgd"]
 PICTURES["lenet5"] = PICTURES["convolutional_mlp"]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DEMANDED = "DEEPLEARNING_TUTORIAL_BROWSER"
 
 
 @pytest.fixture(scope="module")
@@ -276,10 +274,9 @@ function measure(frame) {{
 <iframe style="border: 0; width: {width}px; height: 900px" onload="measure(this)" srcdoc="{page}"></iframe>"""
 
 
-@pytest.mark.skipif(BROWSER is None and DEMANDED not in os.environ, reason="no Chromium is installed")
+@pytest.mark.needs("browser")
 @pytest.mark.parametrize("width", [360, 1200])
 def test_a_browser_renders_the_whole_page_without_scrolling_sideways(write, tmp_path, width):
-    assert BROWSER is not None, f"{DEMANDED} is set, and no Chromium is installed"
     path = write_report(write("convolutional_mlp"))
     harness = tmp_path / "harness.html"
     harness.write_text(HARNESS.format(width=width, page=escape(path.read_text("utf-8"))), "utf-8")

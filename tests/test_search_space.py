@@ -1,3 +1,4 @@
+import optuna
 import pytest
 
 from deeplearning_tutorial.search_space import (
@@ -138,7 +139,6 @@ def test_none_is_a_choice_where_it_is_the_default(tmp_path):
 
 
 def test_optuna_knows_none_by_its_text():
-    optuna = pytest.importorskip("optuna")
     trial = optuna.trial.FixedTrial({"scaling": "none"})
     assert suggest({"scaling": Choices((None, "unit"))}, trial, {}) == {"scaling": None}
     assert trial.distributions["scaling"].choices == ("none", "unit")

@@ -2,6 +2,7 @@ import csv
 import re
 import sys
 
+import optuna
 import pytest
 
 from deeplearning_tutorial.study_results import (
@@ -14,7 +15,6 @@ from deeplearning_tutorial.study_results import (
     write_plots,
 )
 
-optuna = pytest.importorskip("optuna")
 COMPLETE, PRUNED, FAIL, RUNNING = (
     getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
 )
@@ -87,7 +87,6 @@ def test_the_csv_file_holds_every_row(study, tmp_path):
 
 
 def test_the_plots_are_pictures_with_something_in_them(study, tmp_path):
-    pytest.importorskip("matplotlib")
     from PIL import Image
 
     written = write_plots(tmp_path / "plots", study)
@@ -101,7 +100,6 @@ def test_the_plots_are_pictures_with_something_in_them(study, tmp_path):
 
 
 def test_plots_that_too_few_trials_allow_are_left_out(tmp_path):
-    pytest.importorskip("matplotlib")
     study = optuna.create_study()
     assert write_plots(tmp_path, study) == []
     study.add_trial(optuna.create_trial(params={}, distributions={}, value=0.5, intermediate_values={1: 0.5}))
@@ -134,7 +132,6 @@ def test_a_command_has_flags_for_another_precision_and_back_end(floatX, mode, fl
 
 
 def test_where_plots_cannot_be_drawn_is_told_before(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     check_plots(tmp_path / "new" / "plots")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

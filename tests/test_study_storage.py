@@ -1,10 +1,10 @@
 import threading
 
+import optuna
 import pytest
 
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
 
-optuna = pytest.importorskip("optuna")
 SETTINGS = {"search": {"rate": "0.1:0.5"}, "fixed": {"n_epochs": 3}}
 
 
@@ -76,7 +76,6 @@ def test_a_storage_that_cannot_be_is_refused(tmp_path, monkeypatch, url, kind, m
 
 
 def test_a_password_is_in_no_message():
-    pytest.importorskip("psycopg")
     # Nothing listens on port 1.
     with pytest.raises(OSError) as refused, open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/x"):
         pass

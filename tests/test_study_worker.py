@@ -1,6 +1,7 @@
 import signal
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import scripted
 
@@ -9,7 +10,6 @@ from deeplearning_tutorial.results import TrainingInterrupted, TrainingResult
 from deeplearning_tutorial.search_space import Choices, Range
 from deeplearning_tutorial.study_worker import MAX_RETRIES, Worker, counting, make_pruner
 
-optuna = pytest.importorskip("optuna")
 RATE = {"rate": Range(0.1, 0.9)}
 
 

@@ -8,21 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from glob import glob
 from pathlib import Path
 
 import pytensor
 import pytest
+from machine import INITDB
 
 import deeplearning_tutorial
 from deeplearning_tutorial import command_line, datasets, tune
 from deeplearning_tutorial.study_storage import open_storage, open_study
 
-pytest.importorskip("optuna")
-DEMANDED = "DEEPLEARNING_TUTORIAL_POSTGRES"
-INITDB = next(
-    filter(None, [shutil.which("initdb"), *sorted(glob("/usr/lib/postgresql/*/bin/initdb"))[::-1]]), None
-)
 TESTS = Path(__file__).parent
 
 
@@ -40,10 +35,6 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def postgresql():
     """The URL of a PostgreSQL server that this test alone uses, on a socket in a folder."""
-    if INITDB is None and DEMANDED not in os.environ:
-        pytest.skip("PostgreSQL is not installed")
-    assert INITDB is not None, f"{DEMANDED} is set, and PostgreSQL is not installed"
-    pytest.importorskip("psycopg")
     # A path short enough for a socket, and a folder that another user can enter.
     folder = tempfile.mkdtemp(dir="/tmp")
     options = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
@@ -97,6 +88,7 @@ def test_two_workers_run_each_trial_once_though_one_is_killed(url):
     check_two_workers_with_one_killed(url)
 
 
+@pytest.mark.needs("postgresql")
 def test_two_workers_run_each_trial_once_on_postgresql_though_one_is_killed(postgresql):
     check_two_workers_with_one_killed(postgresql)
 

@@ -1,5 +1,4 @@
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -70,7 +69,6 @@ def test_the_picture_shows_what_the_example_gives(name):
     assert len(picture) < 60_000
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_the_picture_can_be_drawn(name):
     assert pictures.digest(name).encode() in pictures.render(name)

@@ -61,7 +61,7 @@ SHAPES = [(0, 2, 3, 7, 5), (2, 0, 3, 7, 5), (2, 2, 0, 7, 5)]
 # make several chunks; images fewer and more than blocks; a filter for each channel.
 KERNEL_SHAPES = [
     *((3, 2, 2, 9, 8), (2, 6, 8, 21, 17), (33, 4, 10, 7, 9), (67, 1, 2, 7, 9), (2, 2, 130, 18, 11)),
-    *((1, 40, 36, 8, 7), (2, 1, 1, 21, 17)),
+    *((1, 40, 36, 8, 7), (2, 1, 1, 21, 17), (2, 1, 3, 9, 8), (3, 2, 1, 8, 9), (2, 3, 1, 9, 7)),
 ]
 
 # Of plain convolution only.

@@ -1,6 +1,7 @@
 import importlib
 import os
 import warnings
+from pathlib import Path
 
 import pytensor
 import pytest
@@ -24,14 +25,22 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests in this folder whose ``mode`` is of a back end that not every machine has."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and hasattr(item, "callspec"):
+            mode = item.callspec.params.get("mode")
+            if isinstance(mode, str) and mode in NEEDED_MODULES:
+                item.add_marker(pytest.mark.needs(NEEDED_MODULES[mode]))
+
+
 @pytest.fixture(params=MODES)
 def mode(request):
     name = request.param
     reason = IMPOSSIBLE.get((name, request.path.name, request.node.originalname))
     if reason is not None:
         request.applymarker(pytest.mark.xfail(strict=True, raises=NotImplementedError, reason=reason))
-    if name in NEEDED_MODULES and "DEEPLEARNING_TUTORIAL_ALL_BACK_ENDS" not in os.environ:
-        pytest.importorskip(NEEDED_MODULES[name])
     if name != "PYTORCH":
         with pytensor.config.change_flags(cxx=C_COMPILER if name in C_MODE else ""):
             yield (MODES | C_MODE)[name]

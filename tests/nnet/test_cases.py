@@ -121,7 +121,15 @@ def check_all(case, mode, dtype, known):
             check(f, case, drawn_arrays(case, shapes, dtype, density), count)
 
 
-@in_turn(CONVOLUTIONS, modes=with_c)
+@pytest.mark.every_width
+@on("NUMBA")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_convolutions_kernels_take_any_numbers_of_channels_and_filters(mode, dtype):
+    check_all(cases.convolution("groups", True), mode, dtype, known=False)
+
+
+# The kernels of one with groups are tested above.
+@in_turn(CONVOLUTIONS, on_numba=CONVOLUTIONS.keys() - {"groups"}, modes=with_c)
 def test_convolution(mode, index, name):
     for flip, dtype, known in ways(mode, FLIPS, index):
         check_all(cases.convolution(name, flip), mode, dtype, known)
@@ -155,7 +163,7 @@ def test_pooling(mode, index, name):
 @pytest.mark.parametrize(
     "mode, pool_mode",
     [
-        (mode, pool_mode)
+        pytest.param(mode, pool_mode, marks=[pytest.mark.every_width] if mode == "NUMBA" else [])
         for mode in ("py", "NUMBA", "PYTORCH")
         for pool_mode in POOL_MODES
         if mode != "NUMBA" or ALL_KERNELS or pool_mode in ("max", "average_inc_pad")
@@ -163,7 +171,8 @@ def test_pooling(mode, index, name):
     indirect=["mode"],
 )
 def test_pooling_with_symbolic_window_stride_and_padding(mode, pool_mode):
-    x, g, dx = (pt.tensor4(dtype="float64") for _ in range(3))
+    dtype = "float32" if pool_mode == "average_inc_pad" else "float64"
+    x, g, dx = (pt.tensor4(dtype=dtype) for _ in range(3))
     geometry = pt.lvector("ws"), pt.ivector("stride"), pt.lvector("pad")
     functions = {}
     for ignore_border in (True, False):
@@ -175,7 +184,7 @@ def test_pooling_with_symbolic_window_stride_and_padding(mode, pool_mode):
     for name, (options, _) in POOLINGS.items():
         ws, case = options["ws"], cases.pooling(name, pool_mode)
         values = ws, options.get("stride", ws), options.get("pad", (0, 0))
-        arrays = drawn_arrays(case, [(2, 3, 16, 11)], "float64")
+        arrays = drawn_arrays(case, [(2, 3, 16, 11)], dtype)
         *results, shape = functions[options["ignore_border"]](*arrays, *values)
         check(lambda *_, results=results: results, case, arrays, 3)
         assert tuple(shape) == results[0].shape

@@ -37,15 +37,18 @@ def on_families(native):
     if os.environ.get("DEEPLEARNING_TUTORIAL_ALL_KERNELS"):
         native = FAMILIES
 
-    def parameters(mode, name, families):
+    def parameters(mode, name, families, marks=()):
         return [
-            pytest.param(mode, ws, flip, dtype, id=f"{name}-{ws}-{'flip' if flip else 'no flip'}-{dtype}")
+            pytest.param(
+                mode, ws, flip, dtype, id=f"{name}-{ws}-{'flip' if flip else 'no flip'}-{dtype}", marks=marks
+            )
             for ws, flip, dtype in families
         ]
 
     return pytest.mark.parametrize(
         "mode, ws, flip, dtype",
-        parameters("NUMBA", "NUMBA", native) + parameters(PERFORM, "perform", FAMILIES),
+        parameters("NUMBA", "NUMBA", native, pytest.mark.every_width)
+        + parameters(PERFORM, "perform", FAMILIES),
     )
 
 
@@ -258,7 +261,10 @@ def test_a_layer_with_bias_and_tanh_is_the_formula(mode, ws, flip, dtype):
     )
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+# With vectors of every width in double precision alone: that has the fewest elements in one.
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("float64", marks=pytest.mark.every_width)]
+)
 def in_tiles(request):
     """Compile (x, w, g) -> maxima and both gradients, for windows that are Winograd's tiles."""
     return pooled_function("NUMBA", (2, 2), True, request.param), request.param

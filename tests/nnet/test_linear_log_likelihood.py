@@ -73,6 +73,7 @@ def weighted(request):
     return f, request.param
 
 
+@pytest.mark.every_width
 @pytest.mark.parametrize("filled", [1.0, 0.1, 0.0])
 @pytest.mark.parametrize(
     "rows, features, classes",

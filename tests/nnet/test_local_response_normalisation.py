@@ -60,9 +60,11 @@ def test_one_position_by_hand():
     np.testing.assert_allclose(out.ravel(), [3 / 4, 1 / np.sqrt(20), 2 / np.sqrt(11)])
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("n", [3, 5])
 def test_pytorchs_alpha_is_n_times_this_one(n):
-    torch = pytest.importorskip("torch")
+    import torch
+
     x = np.random.default_rng(4).normal(size=SHAPE)
     expected = torch.nn.functional.local_response_norm(torch.tensor(x), n, alpha=0.2 * n, beta=0.75, k=2)
     out = local_response_normalisation(x, n=n, alpha=0.2).eval(mode="NUMBA")

@@ -39,6 +39,7 @@ def test_a_case_worked_by_hand(product):
     np.testing.assert_array_equal(f(a, b), [[31, 302], [64, 605]])
 
 
+@pytest.mark.every_width
 def test_every_size_around_the_tiles_in_every_memory_order(product):
     f, dtype = product
     for rows, inner, cols in itertools.product(
@@ -71,6 +72,7 @@ def test_strided_views_are_taken(product):
     check(f, a[:, 5:25], b[20:40, 3:40])
 
 
+@pytest.mark.every_width
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_slices_within_a_graph_by_few_columns(dtype):
     # As a minibatch by the weights of ten classes, and transposed by their gradient.
@@ -157,6 +159,7 @@ def update_function(dtype, decay, cols=None, mode="NUMBA"):
     return f, weights
 
 
+@pytest.mark.every_width
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("decay", [0, 0.25])
 def test_a_step_of_gradient_descent_is_one_op_that_overwrites_the_weights(dtype, decay):

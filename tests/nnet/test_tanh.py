@@ -19,6 +19,7 @@ def tanh(request):
     return lambda value: f(np.asarray(value, request.param)), request.param
 
 
+@pytest.mark.every_width
 def test_error_is_a_few_units_in_the_last_place_over_the_whole_range(tanh):
     f, dtype = tanh
     tiny = np.finfo(dtype).tiny
@@ -29,6 +30,7 @@ def test_error_is_a_few_units_in_the_last_place_over_the_whole_range(tanh):
     assert np.all(error <= 4 * np.spacing(np.abs(expected).astype(dtype)))
 
 
+@pytest.mark.every_width
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 7, 8, 9, 15, 17, 33, 8191, 8193, 70_001])
 def test_a_rest_of_any_length_is_exact_to_the_last_place(tanh, length):
     f, dtype = tanh
@@ -37,6 +39,7 @@ def test_a_rest_of_any_length_is_exact_to_the_last_place(tanh, length):
     np.testing.assert_allclose(f(x), expected, rtol=4 * np.finfo(dtype).eps)
 
 
+@pytest.mark.every_width
 def test_special_values_are_numpys(tanh):
     f, dtype = tanh
     x = [[np.nan, np.inf, -np.inf, 0.0, -0.0, np.finfo(dtype).smallest_subnormal]]

@@ -107,13 +107,15 @@ def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets,
     A vector holds neighbouring positions, not filters.
     """
     image, factors = empty_image(memory, layout, 0, input), empty(memory, len(offsets), input)
+    # Few filters are a single block of `tap_weights`.
+    width = in_halves(layout.filters, layout.half) * layout.half
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
             load_image(layout, input[b, group : group + 1], image)
             for k in range(layout.filters):
                 for tap in range(len(offsets)):
-                    factors[tap] = weights[group, tap * layout.half + k]
+                    factors[tap] = weights[group, tap * width + k]
                 first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
                 for row in range(0, layout.out_rows, SUM_ROWS):
                     correlate_rows(

@@ -4,31 +4,36 @@ import math
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import cgutils, config
+from numba.core import cgutils, codegen, config
 
 INDEX = ir.IntType(64)
 """The type of array offsets."""
 
 
-def _target_features():
+def target_features():
     """Names of the instruction sets that Numba compiles for."""
-    if config.CPU_FEATURES is not None:
-        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
-    if config.CPU_NAME is not None:
-        return set()
-    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
+    given = config.CPU_FEATURES
+    features = codegen.get_host_cpu_features() if given is None else given
+    names = {name[1:] for name in features.split(",") if name.startswith("+")}
+    # Every 64-bit ARM has it, listed or not.
+    arm = llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64"))
+    return names | {"neon"} if arm else names
 
 
-def _register_bytes(features):
+def register_bytes(features):
+    """Width of a vector register."""
     if "avx512f" in features:
         return 64
     return 32 if "avx" in features else 16
 
 
-_FEATURES = _target_features()
-REGISTER_BYTES = _register_bytes(_FEATURES)
-# x86 before AVX-512 has 16 vector registers, AVX-512 and NEON have 32.
-MANY_REGISTERS = bool(_FEATURES & {"avx512f", "neon"})
+def has_many_registers(features):
+    """Tell whether there are 32 vector registers, as in AVX-512 and NEON: x86 before has 16."""
+    return bool(features & {"avx512f", "neon"})
+
+
+REGISTER_BYTES = register_bytes(target_features())
+MANY_REGISTERS = has_many_registers(target_features())
 
 # What begins anywhere is loaded in short vectors: nearly all of 64 bytes would cross a line of the cache.
 SHORT_BYTES = 32
