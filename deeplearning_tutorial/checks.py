@@ -15,7 +15,7 @@ def check_positive_int(name, value, example):
 
 
 def check_positive_ints(name, value, length, example, *, none_allowed=False):
-    """Raise ValueError unless ``value`` holds ``length`` ints of at least 1, or None where that is allowed."""
+    """Raise ValueError unless ``value`` holds ``length`` ints of at least 1, or None if that is allowed."""
     if not isinstance(value, (tuple, list)) or len(value) != length:
         raise ValueError(f"{name}={value!r} is not a tuple of {length} integers; use e.g. {name}={example}")
     numbers = [n for n in value if not (none_allowed and n is None)]

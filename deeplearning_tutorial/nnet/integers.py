@@ -13,7 +13,7 @@ def folded(value):
             value = get_underlying_scalar_constant_value(value)
         except NotScalarConstantError:
             return value
-    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 else value
 
 
 def folded_tuple(value):
@@ -27,7 +27,7 @@ def folded_tuple(value):
 
 def division_note(value):
     """Return what a message that refuses ``value`` adds if there is a float in it; else nothing."""
-    if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value):
+    if isinstance(value, (tuple, list)):
         return next(filter(None, map(division_note, value)), "")
     is_float = isinstance(value, (float, np.floating)) or str(getattr(value, "dtype", "")).startswith("float")
     return "; Python 2's division of integers, 24 / 2, is 24 // 2 in Python 3" if is_float else ""
