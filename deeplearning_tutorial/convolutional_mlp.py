@@ -24,6 +24,7 @@ from deeplearning_tutorial.checks import (
     check_seed,
     count_minibatches,
 )
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.lenet5_layers import ACTIVATIONS
@@ -248,6 +249,7 @@ def evaluate_lenet5(
     rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]

@@ -16,6 +16,7 @@ import pytensor.tensor as pt
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.activations import is_sigmoid
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
@@ -201,6 +202,7 @@ def test_mlp(
     files = TrainingFiles("mlp", **locals())
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
