@@ -77,9 +77,9 @@ def conv2d(
     The semantics are those of Theano 1.0's ``theano.tensor.nnet.conv2d``, except that Theano did not check
     the two hints.
 
-    A hint makes lengths static, here and in what is computed from it. An update of a shared variable may have
-    a longer-known shape than the variable has, but PyTensor refuses it as ``default_update``: create such a
-    variable with ``shape=value.shape``.
+    A hint makes lengths static, here and in all that is computed from them. PyTensor refuses a
+    ``default_update`` that knows more lengths than its shared variable: create that with
+    ``shape=value.shape``, or give the update to ``pytensor.function``.
     """
     ignore_old_arguments(kwargs)
     if image_shape is not None:
