@@ -17,6 +17,7 @@ from deeplearning_tutorial.bounded import PIECE, read_up_to
 # An opcode of one byte can make an object of 64: so many take less memory than the 60,000 images of MNIST.
 # Arrays need a few hundred reads, labels as a list of integers three for each of 70,000.
 MAX_READS = 500_000
+MAX_DIMENSIONS = 8
 
 _OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
@@ -28,7 +29,7 @@ _OPCODES = """
 """.split()
 # Text is ASCII or bytes spelled as latin1; a single character beyond would make all of them four bytes wide.
 _WIDE = {"utf-8": re.compile(rb"[\xc4-\xff]"), "raw-unicode-escape": re.compile(rb"\\u(?!00)|\\U")}
-_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
+_DTYPES = {"b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 
 
 class BoundedReader:
@@ -101,6 +102,9 @@ class _ArrayUnpickler(pickle._Unpickler):
             "numpy.core.numeric": numeric,
             "numpy._core.numeric": numeric,
             "_codecs": {"encode": self.encode},
+            # Of an array without elements, in protocols below 3.
+            "__builtin__": {"bytes": self.no_bytes},
+            "builtins": {"bytes": self.no_bytes},
         }
 
     def find_class(self, module, name):
@@ -120,6 +124,9 @@ class _ArrayUnpickler(pickle._Unpickler):
         self.reader.take(len(text))
         return text.encode("latin1")
 
+    def no_bytes(self):
+        return b""
+
     def reconstruct(self, kind, shape, code):
         if kind != "ndarray":
             raise pickle.UnpicklingError("it rebuilds something else than an ndarray")
@@ -130,8 +137,8 @@ class _ArrayUnpickler(pickle._Unpickler):
             data = self.encode(data, "latin1")
         array = _Array()
         # Lengths are bounded before they are multiplied: a pickle can spell integers of many megabytes.
-        plausible = len(shape) <= 3 and all(type(n) is int and 0 <= n <= self.reader.limit for n in shape)
-        if not plausible or order not in ("C", "F"):
+        plausible = all(type(n) is int and 0 <= n <= self.reader.limit for n in shape)
+        if not plausible or len(shape) > MAX_DIMENSIONS or order not in ("C", "F"):
             raise pickle.UnpicklingError("it holds an array of impossible shape")
         if len(data) != math.prod(shape) * dtype.value.itemsize:
             raise pickle.UnpicklingError(f"it holds {len(data)} bytes for an array of shape {shape}")

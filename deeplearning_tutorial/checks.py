@@ -3,20 +3,26 @@
 import math
 from numbers import Integral, Real
 
+from deeplearning_tutorial.nnet.integers import division_note
+
 
 def check_positive_int(name, value, example):
     """Raise ValueError unless ``value`` is an int of at least 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} is not a positive integer; use e.g. {name}={example}")
+        raise ValueError(
+            f"{name}={value!r} is not a positive integer; use e.g. {name}={example}{division_note(value)}"
+        )
 
 
-def check_positive_ints(name, value, length, example):
-    """Raise ValueError unless ``value`` is a sequence of ``length`` ints of at least 1."""
+def check_positive_ints(name, value, length, example, *, none_allowed=False):
+    """Raise ValueError unless ``value`` holds ``length`` ints of at least 1, or None if that is allowed."""
     if not isinstance(value, (tuple, list)) or len(value) != length:
         raise ValueError(f"{name}={value!r} is not a tuple of {length} integers; use e.g. {name}={example}")
-    if any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in value):
+    numbers = [n for n in value if not (none_allowed and n is None)]
+    if any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in numbers):
         raise ValueError(
             f"{name}={value!r} holds something else than positive integers; use e.g. {name}={example}"
+            f"{division_note(value)}"
         )
 
 
@@ -60,6 +66,7 @@ def check_seed(name, value, example):
     if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise ValueError(
             f"{name}={value!r} is not an integer from 0 to 4294967295; use e.g. {name}={example}"
+            f"{division_note(value)}"
         )
 
 

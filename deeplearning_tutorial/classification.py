@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from deeplearning_tutorial.datasets import MNIST, load_data
+from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data
 from deeplearning_tutorial.models import N_CLASSES, read_model
 from deeplearning_tutorial.pictures import as_text, read_picture
 
@@ -148,7 +148,9 @@ def main(argv=None, description=None):
         model = read_model(args.model)
         if args.pictures:
             return _print_recognitions(classify(model, args.pictures), args.show)
-        test_set = (variable.get_value(borrow=True) for variable in load_data(args.dataset)[2])
+        datasets = load_data(args.dataset)
+        check_mnist(args.dataset, datasets)
+        test_set = (variable.get_value(borrow=True) for variable in datasets[2])
         _print_evaluation(evaluate(model, *test_set))
     except (OSError, ValueError, ImportError) as error:
         print(error, file=sys.stderr)

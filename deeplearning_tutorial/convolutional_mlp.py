@@ -24,6 +24,7 @@ from deeplearning_tutorial.checks import (
     check_seed,
     count_minibatches,
 )
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.lenet5_layers import ACTIVATIONS
@@ -37,6 +38,7 @@ from deeplearning_tutorial.nnet import (
     uniform_numbers,
 )
 from deeplearning_tutorial.nnet.poolings import POOLINGS_BY_NAME
+from deeplearning_tutorial.nnet.shape_hint import lengths_of
 from deeplearning_tutorial.parameters import named_parameters
 from deeplearning_tutorial.training_files import TrainingFiles
 
@@ -54,8 +56,8 @@ class LeNetConvPoolLayer:
         Images or feature maps, shape ``image_shape``.
     filter_shape : tuple of int
         ``(filters, feature maps below, filter rows, filter cols)``.
-    image_shape : tuple of int
-        ``(batch, feature maps below, rows, cols)``.
+    image_shape : tuple of (int or None)
+        ``(batch, feature maps below, rows, cols)``; None where a length is unknown.
     poolsize : tuple of int
         Rows and columns of the pooling window.
     pooling : {'max', 'average', 'sum', 'l2', 'stochastic', 'deformation'}
@@ -158,7 +160,7 @@ class LeNetConvPoolLayer:
         self.test_output = self.output
         if pooling == "stochastic" and training_step is not None:
             seed = int(rng.randint(2**32, dtype=np.uint64))
-            uniform = uniform_numbers(training_step, self.maps.type.shape, seed, floatX)
+            uniform = uniform_numbers(training_step, lengths_of(self.maps), seed, floatX)
             self.output = pool(self.maps, **windows, uniform=uniform)
 
 
@@ -247,6 +249,7 @@ def evaluate_lenet5(
     rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]

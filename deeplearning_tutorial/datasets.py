@@ -146,6 +146,7 @@ def locate(dataset):
 
 def _shared(x, y):
     x = np.asarray(x, dtype=pytensor.config.floatX)
+    y = y if y.dtype == np.int32 else np.asarray(y, dtype=pytensor.config.floatX)
     # The tutorial kept labels as floatX and cast them to int32 in the graph: its GPUs stored floats only.
     # Static shapes let the compiled functions do without run-time checks and slices of unknown length.
     return tuple(pytensor.shared(value, shape=value.shape, borrow=True) for value in (x, y))
@@ -158,24 +159,32 @@ def load_data(dataset):
     ----------
     dataset : str or path
         What to load, found as `locate` does: the tutorial's ``mnist.pkl.gz``, an ``.npz``, or a folder with
-        the four IDX files.
+        the four IDX files. Any pickled triple of pairs of arrays will do, such as ``pickle.dump(((train_x,
+        train_y), (valid_x, valid_y), (test_x, test_y)), file)`` writes; nothing else in a pickle is read.
 
     Returns
     -------
     list of (x, y)
-        For training, validation and test: ``x`` of shape ``(n, 784)`` and dtype floatX, every pixel
-        ``byte / 256``; ``y`` int32 of shape ``(n,)``. MNIST has 50,000, 10,000 and 10,000 images.
+        For training, validation and test: ``x`` of dtype floatX; ``y`` int32 where all targets are whole
+        numbers, else floatX. MNIST has 50,000, 10,000 and 10,000 images of shape ``(784,)``, every pixel
+        ``byte / 256``, and one label each.
 
     Raises
     ------
     DatasetNotFoundError
         If it is nowhere.
     ValueError
-        If the file is damaged or holds something else.
+        If the file is damaged, or holds anything but pairs of arrays that fit each other.
     """
     path = locate(dataset)
     print("... loading data")
-    return [_shared(x, y) for x, y in formats.read_splits(path)]
+    return [_shared(x, y) for x, y in formats.read_pairs(path)]
+
+
+def check_mnist(dataset, datasets):
+    """Raise ValueError unless `load_data` gave images of 28 x 28 and labels 0 to 9 for ``dataset``."""
+    for name, split in zip(formats.SPLITS, datasets, strict=True):
+        formats.check_pair(*(v.get_value(borrow=True) for v in split), f"dataset={dataset!r}, {name} set")
 
 
 def main(argv=None):

@@ -2,7 +2,8 @@
 
 Three formats hold the same images: the tutorial's pickle, the four IDX files of the original, and an
 ``.npz``. Every pixel becomes ``byte / 256`` in float32, as in the tutorial's pickle, so all three give
-bitwise the same arrays. What a file may unpack to is bounded while it is read, never afterwards.
+bitwise the same arrays. What a file may unpack to is bounded while it is read, never afterwards. The pickle
+and the ``.npz`` may hold other examples and targets as well.
 """
 
 import gzip
@@ -119,14 +120,14 @@ def _read_idx(path, magic):
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_idx_folder(folder):
+def _read_idx_folder(folder, check):
     found, missing = find_idx(folder)
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it")
     pairs = []
     for images, labels in (found[:2], found[2:]):
         x, y = _read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS)
-        _check_pair(x, y, f"{images} and {labels.name}")
+        check(x, y, f"{images} and {labels.name}")
         pairs.append((x, y))
     return [*_hold_out(*pairs[0], found[0]), pairs[1]]
 
@@ -139,7 +140,7 @@ def _hold_out(x, y, path):
     return (x[:n_train], y[:n_train]), (x[n_train:], y[n_train:])
 
 
-def _read_npz(path):
+def _read_npz(path, check):
     try:
         with NpzReader(path) as archive:
             splits = SPLITS if "x_valid" in archive.names else ("train", "test")
@@ -156,7 +157,7 @@ def _read_npz(path):
     pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
     if splits == SPLITS:
         return pairs
-    _check_pair(*pairs[0], f"{path}, training set")
+    check(*pairs[0], f"{path}, training set")
     return [*_hold_out(*pairs[0], path), pairs[1]]
 
 
@@ -167,14 +168,36 @@ def _read_pickle(path):
         try:
             pairs = load_pairs(file, MAX_BYTES)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz") from error
+            raise ValueError(
+                f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz, or a pickle made like that"
+            ) from error
     if len(pairs) != len(SPLITS):
         raise ValueError(f"{path} holds {len(pairs)} pairs of arrays; it needs three: train, valid, test")
     return pairs
 
 
-def _check_pair(x, y, where):
-    """Raise ValueError unless ``x`` can be images and ``y`` their labels."""
+def _read(path, check):
+    """Return three pairs of arrays as the file holds them; ``check`` says whether a pair can be divided."""
+    if path.is_dir():
+        return _read_idx_folder(path, check)
+    with open(path, "rb") as file:
+        zipped = file.read(2) == _ZIP_MAGIC
+    return _read_npz(path, check) if zipped else _read_pickle(path)
+
+
+def _check_fit(x, y, where):
+    """Raise ValueError unless ``x`` can be examples and ``y`` their targets."""
+    for name, array in (("x", x), ("y", y)):
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {name} is {array.dtype}; store real numbers")
+        if array.ndim == 0 or array.size == 0:
+            raise ValueError(f"{where}: {name} has shape {array.shape}; give at least one example")
+    if len(x) != len(y):
+        raise ValueError(f"{where}: {len(x)} examples but {len(y)} targets; give as many of each")
+
+
+def check_pair(x, y, where):
+    """Raise ValueError unless ``x`` can be MNIST's images and ``y`` their labels."""
     if x.shape[1:] not in ((N_PIXELS,), (28, 28)):
         raise ValueError(f"{where}: images have shape {x.shape}; use (n, 784) or (n, 28, 28)")
     if y.ndim != 1:
@@ -197,12 +220,24 @@ def _check_pair(x, y, where):
         raise ValueError(f"{where}: there is a pixel {wrong}; as floats, pixels are finite and from 0 to 1")
 
 
+def _owned(array, dtype):
+    # A view of a file's bytes is read-only, and Numba would compile every function for such an array anew.
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED", "OWNDATA", "WRITEABLE"])
+
+
 def _as_images(x):
     x = x.reshape(len(x), N_PIXELS)
     if x.dtype == np.uint8:
         return np.divide(x, np.float32(256), dtype=np.float32)
-    # A view of a file's bytes is read-only, and Numba would compile every function for such an array anew.
-    return np.require(x, np.float32, ["C_CONTIGUOUS", "ALIGNED", "OWNDATA", "WRITEABLE"])
+    return _owned(x, np.float32)
+
+
+def _is_whole(y):
+    if y.dtype.kind in "biu":
+        return True
+    with np.errstate(invalid="ignore"):
+        y = y.astype(np.float64)
+        return bool(((y == np.floor(y)) & (abs(y) < 2**31)).all())
 
 
 def read_splits(path):
@@ -231,15 +266,59 @@ def read_splits(path):
     The IDX files, and an ``.npz`` without ``x_valid`` and ``y_valid``, hold no validation set: the last
     10,000 training images become it, or the last sixth where there are fewer than 60,000.
     """
-    if path.is_dir():
-        pairs = _read_idx_folder(path)
-    else:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == _ZIP_MAGIC
-        pairs = _read_npz(path) if zipped else _read_pickle(path)
+    pairs = _read(path, check_pair)
     for name, (x, y) in zip(SPLITS, pairs, strict=True):
-        _check_pair(x, y, f"{path}, {name} set")
+        check_pair(x, y, f"{path}, {name} set")
     n_images = sum(len(x) for x, _y in pairs)
     if n_images > MAX_IMAGES:
         raise ValueError(f"{path} holds {n_images} images; at most {MAX_IMAGES} are read")
     return [(_as_images(x), y.astype(np.int32)) for x, y in pairs]
+
+
+def read_pairs(path):
+    """Read three pairs of examples and targets, of MNIST or of anything else.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        As for `read_splits`.
+
+    Returns
+    -------
+    list of (x, y)
+        For training, validation and test, with as many examples as targets: ``x`` as it is stored, but images
+        of 28 x 28 are flat, and their bytes float32, ``byte / 256``; ``y`` int32 where all three hold whole
+        numbers, else as it is stored.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, of another kind, unpacks to more than `MAX_BYTES`, or holds pairs that do not
+        fit each other.
+    """
+    pairs = [(_flat_images(x), y) for x, y in _read(path, _check_fit)]
+    for name, (x, y) in zip(SPLITS, pairs, strict=True):
+        where = f"{path}, {name} set"
+        _check_fit(x, y, where)
+        for kind, array, first in zip("xy", (x, y), pairs[0], strict=True):
+            if array.shape[1:] != first.shape[1:]:
+                raise ValueError(
+                    f"{where}: {kind} has shape {array.shape}, that of the training set {first.shape}; make "
+                    "all lengths but the first equal"
+                )
+        if y.dtype.kind in "iu" and not -(2**31) <= y.min() <= y.max() < 2**31:
+            raise ValueError(f"{where}: y has whole numbers beyond int32; store them as floats")
+    whole = all(_is_whole(y) for _x, y in pairs)
+    return [
+        (_as_examples(x), y.astype(np.int32) if whole else _owned(y, y.dtype.newbyteorder("=")))
+        for x, y in pairs
+    ]
+
+
+def _flat_images(x):
+    return x.reshape(len(x), N_PIXELS) if x.shape[1:] == (28, 28) else x
+
+
+def _as_examples(x):
+    is_mnist = x.shape[1:] == (N_PIXELS,) and x.dtype == np.uint8
+    return _as_images(x) if is_mnist else _owned(x, x.dtype.newbyteorder("="))

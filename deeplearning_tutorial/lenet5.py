@@ -21,6 +21,7 @@ import pytensor.tensor as pt
 
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.layer_summary import from_arguments
@@ -124,6 +125,7 @@ def train_lenet5(
     rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]

@@ -7,6 +7,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from deeplearning_tutorial.activations import is_sigmoid
 from deeplearning_tutorial.nnet import conv2d, max_pool, relu, sum_pool
 from deeplearning_tutorial.nnet.poolings import POOLINGS_BY_NAME
 
@@ -56,8 +57,8 @@ class Convolution:
         Shape ``image_shape``.
     filter_shape : tuple of int
         ``(filters, feature maps below, filter rows, filter cols)``.
-    image_shape : tuple of int
-        ``(batch, feature maps below, rows, cols)``.
+    image_shape : tuple of (int or None)
+        ``(batch, feature maps below, rows, cols)``; None where a length is unknown.
     activation : callable
         Elementwise.
     poolsize : tuple of int
@@ -145,7 +146,8 @@ class Convolution:
         W_values = np.asarray(
             rng.uniform(low=-bound, high=bound, size=filter_shape) * mask, dtype=pytensor.config.floatX
         )
-        if activation is pt.sigmoid:
+        x = pt.dvector("x")
+        if is_sigmoid(activation(x), x):
             W_values *= 4
         return W_values, mask
 

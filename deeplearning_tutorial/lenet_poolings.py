@@ -21,11 +21,11 @@ def check_choices(pooling, activation, normalisation):
 def check_layer(filter_shape, image_shape, poolsize, stride):
     """Raise ValueError unless the shapes that `LeNetConvPoolLayer` takes fit each other."""
     check_positive_ints("filter_shape", filter_shape, 4, (20, 1, 5, 5))
-    check_positive_ints("image_shape", image_shape, 4, (500, 1, 28, 28))
+    check_positive_ints("image_shape", image_shape, 4, (500, 1, 28, 28), none_allowed=True)
     check_positive_ints("poolsize", poolsize, 2, (2, 2))
     if stride is not None:
         check_positive_ints("stride", stride, 2, (2, 2))
-    if filter_shape[1] != image_shape[1]:
+    if image_shape[1] not in (None, filter_shape[1]):
         raise ValueError(
             f"filter_shape={filter_shape} takes {filter_shape[1]} feature maps, image_shape={image_shape} "
             f"has {image_shape[1]}; make the second entries equal"
@@ -33,6 +33,8 @@ def check_layer(filter_shape, image_shape, poolsize, stride):
     for axis, image, filters, window in zip(
         ("rows", "cols"), image_shape[2:], filter_shape[2:], poolsize, strict=True
     ):
+        if image is None:
+            continue
         if image < filters:
             raise ValueError(
                 f"image_shape={image_shape} has {image} {axis}, fewer than the {filters} of "

@@ -17,7 +17,7 @@ import pytensor.tensor as pt
 import deeplearning_tutorial.nnet  # noqa: F401  its rewrites make all three scripts faster
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
-from deeplearning_tutorial.datasets import load_data
+from deeplearning_tutorial.datasets import check_mnist, load_data
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.parameters import load_parameters, named_parameters
@@ -172,6 +172,7 @@ def sgd_optimization_mnist(
     files = TrainingFiles("logistic_sgd", **locals())
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
@@ -272,7 +273,9 @@ def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):
     classifier = LogisticRegression(input=x, n_in=28 * 28, n_out=10)
     load_parameters(model, named_parameters(classifier=classifier))
     predict_model = pytensor.function(inputs=[classifier.input], outputs=classifier.y_pred)
-    test_set_x, _test_set_y = load_data(dataset)[2]
+    datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
+    test_set_x, _test_set_y = datasets[2]
     predicted_values = predict_model(test_set_x.get_value(borrow=True)[:10])
     print("Predicted values for the first 10 examples in test set:")
     print(predicted_values)

@@ -14,7 +14,9 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial import command_line
+from deeplearning_tutorial.activations import is_sigmoid
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
@@ -63,12 +65,11 @@ class HiddenLayer:
         check_positive_int("n_out", n_out, 500)
         floatX = pytensor.config.floatX
         self.input = input
+        drawn = None
         if W is None:
             bound = np.sqrt(6.0 / (n_in + n_out))
             W_values = np.asarray(rng.uniform(low=-bound, high=bound, size=(n_in, n_out)), dtype=floatX)
-            if activation is pt.sigmoid:
-                W_values *= 4
-            W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
+            drawn = W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
         if b is None:
             b_values = np.zeros((n_out,), dtype=floatX)
             b = pytensor.shared(b_values, name="b", borrow=True, shape=b_values.shape)
@@ -78,6 +79,8 @@ class HiddenLayer:
         self.b = b
         lin_output = pt.dot(input, self.W) + self.b
         self.output = lin_output if activation is None else activation(lin_output)
+        if drawn is not None and is_sigmoid(self.output, lin_output):
+            drawn.set_value(4 * W_values, borrow=True)
         self.params = [self.W, self.b]
 
 
@@ -199,6 +202,7 @@ def test_mlp(
     files = TrainingFiles("mlp", **locals())
 
     datasets = load_data(dataset)
+    check_mnist(dataset, datasets)
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]

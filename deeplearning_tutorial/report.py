@@ -18,7 +18,7 @@ from deeplearning_tutorial import plots
 from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.checkpoint import data_fingerprint, read_checkpoint
 from deeplearning_tutorial.classification import evaluate
-from deeplearning_tutorial.datasets import MNIST, load_data, sample_path
+from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data, sample_path
 from deeplearning_tutorial.feature_maps import feature_maps
 from deeplearning_tutorial.models import ARCHITECTURES, model_of
 from deeplearning_tutorial.page import Picture, Section, Table, page
@@ -102,6 +102,7 @@ def _test_set(checkpoint, run, dataset):
     """Return the test set of the data that the run was trained on, told by its fingerprint."""
     for candidate in [sample_path(), MNIST] if dataset is None else [dataset]:
         datasets = load_data(candidate)
+        check_mnist(candidate, datasets)
         if data_fingerprint(datasets) == run.data:
             return [variable.get_value(borrow=True) for variable in datasets[2]]
     raise ValueError(

@@ -35,6 +35,7 @@ import pytensor
 from deeplearning_tutorial import command_line, study_results
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
+from deeplearning_tutorial.datasets import check_mnist
 from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.search_space import Range, merge, parse_searches, read_space
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
@@ -247,7 +248,9 @@ def _data_of(script, dataset):
     """Return a fingerprint of MNIST, which has several forms, or of a file that only this script reads."""
     if hasattr(script, "load_data"):
         with redirect_stdout(io.StringIO()):
-            return data_fingerprint(script.load_data(dataset))
+            datasets = script.load_data(dataset)
+        check_mnist(dataset, datasets)
+        return data_fingerprint(datasets)
     with open(dataset, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

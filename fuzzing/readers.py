@@ -23,7 +23,7 @@ import numpy as np
 import pytensor
 
 from deeplearning_tutorial.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from deeplearning_tutorial.formats import IDX_FILES, read_splits
+from deeplearning_tutorial.formats import IDX_FILES, read_pairs, read_splits
 from deeplearning_tutorial.image_sets import read_image_sets
 from deeplearning_tutorial.models import read_model
 from deeplearning_tutorial.parameters import ABOUT, json_array, load_parameters
@@ -132,6 +132,12 @@ def _read_splits(path):
         assert y.dtype == np.int32 and y.min() >= 0 and y.max() <= 9
 
 
+def _read_pairs(path):
+    for x, y in read_pairs(path):
+        assert len(x) == len(y) > 0 and x.dtype.kind in "biuf"
+        assert y.dtype == np.int32 or y.dtype.kind == "f"
+
+
 def _read_images(path):
     for x, y in read_image_sets(path, 5, 3):
         assert x.shape == (len(y), 3, 5, 5) and np.isfinite(x).all()
@@ -231,6 +237,18 @@ def _pickle_seeds():
     return [b"\0\0" + data for data in [*pickles, gzip.compress(pickles[2])]] + [b"\x80\0" + pickles[2]]
 
 
+def _triple_seeds():
+    x = RNG.normal(size=(2, 3, 2))
+    targets = (
+        np.array([0.5, -2]),
+        np.eye(2, dtype=np.float32),
+        np.array([True, False]),
+        np.array([3, 1], ">i2"),
+    )
+    pickles = [pickle.dumps([(x.astype(kind), y)] * 3, 2) for kind, y in zip("fde?", targets, strict=True)]
+    return [b"\0\0" + data for data in pickles] + [b"\x80\0" + pickles[0]]
+
+
 def _idx_seeds():
     files = [_idx(a.reshape(-1, 28, 28) if a.ndim == 2 else a) for a in SPLITS.values()]
     whole = [bytes([0, i]) + data for i, data in enumerate(files)]
@@ -264,6 +282,7 @@ READERS = {
     "idx": Reader(_idx_seeds(), [*_MAGIC, *_SIZES, *_GZIP], _write_idx, _read_splits),
     "npz": Reader(_npz_seeds(SPLITS), [*_ZIP, *_NPY, *_SIZES], _npz_writer(SPLITS), _read_splits),
     "pickle": Reader(_pickle_seeds(), [*_OPCODES, *_NAMES, *_SIZES, *_GZIP], _write_pickle, _read_splits),
+    "triple": Reader(_triple_seeds(), [*_OPCODES, *_NAMES, *_SIZES, *_GZIP], _write_pickle, _read_pairs),
     "images": Reader(_npz_seeds(IMAGES), [*_ZIP, *_NPY, *_SIZES], _npz_writer(IMAGES), _read_images),
     "checkpoint": Reader(
         _npz_seeds(CHECKPOINT), [*_ZIP, *_NPY, *_SIZES, *_JSON], _npz_writer(CHECKPOINT), read_checkpoint

@@ -72,6 +72,22 @@ def test_column_major_and_big_endian_arrays_keep_their_values(proto):
     np.testing.assert_array_equal(x, X)
 
 
+@pytest.mark.parametrize("proto", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_may_be_empty_and_of_many_dimensions(proto):
+    empty, deep, flags = np.empty((0, 3), "float32"), np.arange(48).reshape(2, 1, 3, 2, 4), Y > 5
+    [(x, y), (z, _)] = load(pickle.dumps(((empty, deep), (flags, Y)), proto))
+    for array, expected in ((x, empty), (y, deep), (z, flags)):
+        assert array.dtype == expected.dtype and array.shape == expected.shape
+        np.testing.assert_array_equal(array, expected)
+    with pytest.raises(ValueError, match="impossible shape"):
+        load(pickle.dumps(((np.zeros((1,) * 9), Y),), proto))
+
+
+def test_bytes_are_made_of_nothing_else():
+    with pytest.raises(ValueError, match="not a pickle of arrays"):
+        load(pickle.dumps(((Call(bytes, 10**12), Y),), 2))
+
+
 def test_labels_may_be_a_list_of_integers():
     for labels in ([7, 2], list(Y)):
         assert_is_pair(load(pickle.dumps(((X, labels),), 4))[0])

@@ -174,9 +174,32 @@ def test_shapes_may_be_lists_and_ints_of_numpy():
     assert layer.output.type.shape == (4, 3, 3, 4)
 
 
+@pytest.mark.parametrize("unknown", [(0,), (0, 1), (2, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("pooling", ["max", "stochastic"])
+def test_lengths_of_the_images_may_be_unknown(unknown, pooling):
+    known, hint = (
+        tuple(None if axis in places else n for axis, n in enumerate(IMAGE_SHAPE)) for places in ((), unknown)
+    )
+    x = pt.tensor4("x", dtype="float64")
+    outputs = [
+        LeNetConvPoolLayer(
+            np.random.RandomState(5), x, FILTER_SHAPE, shape, pooling=pooling, training_step=pt.constant(3)
+        ).output
+        for shape in (known, hint)
+    ]
+    assert outputs[1].type.shape[0] == hint[0]
+    images = np.random.default_rng(6).normal(size=IMAGE_SHAPE)
+    results = pytensor.function([x], outputs, mode=PLAIN)(images)
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"image_shape": (500, 2, 24 / 2, 12)}, r"\(500, 2, 12.0, 12\) .* 24 / 2, is 24 // 2 in Python 3"),
+        ({"filter_shape": (3, None, 3, 5)}, r"filter_shape=\(3, None, 3, 5\) holds something else"),
+        ({"image_shape": (None, 3, 9, 12)}, "takes 2 feature maps, .*has 3; make"),
+        ({"image_shape": (None, 2, None, 4)}, r"has 4 cols, fewer than the 5 of"),
         ({"filter_shape": (3, 2, 3)}, r"filter_shape=\(3, 2, 3\) is not a tuple of 4 integers; use"),
         ({"filter_shape": (3, 2, 0, 5)}, r"filter_shape=\(3, 2, 0, 5\) holds something else than positive"),
         ({"image_shape": 28}, "image_shape=28 is not a tuple of 4 integers; use"),

@@ -12,7 +12,7 @@ import pytest
 from machine import MNIST
 from PIL import Image
 
-from deeplearning_tutorial import datasets, download
+from deeplearning_tutorial import convolutional_mlp, datasets, download, lenet5, logistic_sgd, mlp
 from deeplearning_tutorial.datasets import DatasetNotFoundError, load_data, locate, sample_path
 from deeplearning_tutorial.formats import IDX_FILES
 
@@ -93,9 +93,51 @@ def test_load_data_gives_the_tutorials_three_pairs_of_shared_variables(tmp_path,
     np.testing.assert_array_equal(np.concatenate([y.get_value() for _, y in splits[:2]]), ARRAYS["y_train"])
 
 
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_load_data_takes_any_pickled_triple(tmp_path, floatX):
+    x, y, targets = RNG.normal(size=(4, 3072)), np.array([30.0, 0, 7, 2]), RNG.normal(size=(4, 2))
+    for labels, dtype in ((y, "int32"), (targets, floatX)):
+        path = tmp_path / "cifar.pkl"
+        path.write_bytes(pickle.dumps(((x, labels), (x[:2], labels[:2]), (x[:3], labels[:3]))))
+        with pytensor.config.change_flags(floatX=floatX):
+            splits = load_data(path)
+        for (shared_x, shared_y), n in zip(splits, (4, 2, 3), strict=True):
+            assert (shared_x.type.dtype, shared_y.type.dtype) == (floatX, dtype)
+            assert shared_x.type.shape == (n, 3072)
+            np.testing.assert_array_equal(shared_x.get_value(), x[:n].astype(floatX))
+            np.testing.assert_array_equal(shared_y.get_value(), labels[:n].astype(dtype))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": RNG.normal(size=(6, 3072))}, r"images have shape \(6, 3072\); use \(n, 784\)"),
+        ({"y": np.eye(6, 10)}, r"labels have shape \(6, 10\)"),
+        ({"y": np.arange(6) + 5}, "there is a label 10; labels are digits 0 to 9"),
+        ({"y": np.arange(6) / 2}, r"labels are float\d\d; store them as integers"),
+        ({"x": np.full((6, 784), 1.5)}, "there is a pixel 1.5"),
+    ],
+)
+@pytest.mark.parametrize(
+    "train",
+    [
+        logistic_sgd.sgd_optimization_mnist,
+        mlp.test_mlp,
+        convolutional_mlp.evaluate_lenet5,
+        lenet5.train_lenet5,
+    ],
+)
+def test_the_scripts_ask_for_mnist(tmp_path, monkeypatch, train, change, message):
+    monkeypatch.chdir(tmp_path)
+    arrays = {"x": np.zeros((6, 784)), "y": np.arange(6)} | change
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps([(arrays["x"], arrays["y"])] * 3))
+    with pytest.raises(ValueError, match=f"^dataset='m.pkl', train set: {message}"):
+        train(dataset="m.pkl")
+
+
 def test_shared_variables_do_not_copy_what_was_read(tmp_path, monkeypatch):
     splits = datasets.formats.read_splits(write_npz(tmp_path / "m.npz"))
-    monkeypatch.setattr(datasets.formats, "read_splits", lambda path: splits)
+    monkeypatch.setattr(datasets.formats, "read_pairs", lambda path: splits)
     with pytensor.config.change_flags(floatX="float32"):
         shared = load_data(tmp_path)
     for pair, arrays in zip(shared, splits, strict=True):

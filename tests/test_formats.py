@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deeplearning_tutorial import formats
-from deeplearning_tutorial.formats import IDX_FILES, read_splits
+from deeplearning_tutorial.formats import IDX_FILES, read_pairs, read_splits
 
 RNG = np.random.default_rng(3)
 # Twelve images train and validate, ten and two; five test.
@@ -343,3 +343,99 @@ def test_an_npz_whose_directory_points_nowhere_is_refused_by_name(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="m.npz"):
             read_splits(path)
+
+
+def triple(x, y, n=(5, 2, 3)):
+    """Three pairs of the first examples of ``x`` and ``y``."""
+    return [(x[:length], y[:length]) for length in n]
+
+
+WIDE = RNG.normal(scale=100, size=(5, 3072))
+CLASSES = np.array([40, 0, 3, 3, 99])
+# Examples, targets, and the targets' data type when they are read.
+ANYTHING = {
+    "3072 pixels": (WIDE.astype("float32"), CLASSES, "int32"),
+    "doubles": (WIDE, CLASSES, "int32"),
+    "whole pixels": ((WIDE * 10).astype("int64"), CLASSES, "int32"),
+    "bytes": (RNG.integers(256, size=(5, 3072), dtype=np.uint8), CLASSES, "int32"),
+    "colours": (WIDE.reshape(5, 3, 32, 32), CLASSES, "int32"),
+    "pixels beyond 1": (RNG.normal(size=(5, 784)), CLASSES, "int32"),
+    "not a number": (np.full((5, 784), np.nan), CLASSES, "int32"),
+    "one number each": (np.arange(5.0), CLASSES, "int32"),
+    "labels as floats": (WIDE, CLASSES.astype("float32"), "int32"),
+    "labels below zero": (WIDE, -CLASSES, "int32"),
+    "true and false": (WIDE > 0, CLASSES > 2, "int32"),
+    "one of n": (WIDE, np.eye(5, 7, dtype="float32"), "int32"),
+    "targets": (WIDE, RNG.uniform(size=(5, 2)).astype("float32"), "float32"),
+    "targets, some whole": (WIDE, np.array([0.0, 1, 2, 3, 0.5]), "float64"),
+    "large targets": (WIDE, np.array([0.0, 1, 2, 3, 1e12]), "float64"),
+    "unknown targets": (WIDE, np.array([0, 1, 2, 3, np.nan], "float32"), "float32"),
+    "large bytes first": (WIDE.astype(">f4"), CLASSES.astype(">i2"), "int32"),
+}
+
+
+@pytest.mark.parametrize("kind", ANYTHING)
+@pytest.mark.parametrize("proto", [0, 2, 5])
+def test_any_pickled_triple_of_pairs_that_fit_is_read_as_it_is(tmp_path, kind, proto):
+    x, y, dtype = ANYTHING[kind]
+    path = write_pickle(tmp_path / "m.pkl.gz", triple(x, y), proto)
+    for (read_x, read_y), n in zip(read_pairs(path), (5, 2, 3), strict=True):
+        assert read_y.dtype == dtype and read_x.dtype == x.dtype.newbyteorder("=")
+        assert all(array.flags.c_contiguous and array.flags.writeable for array in (read_x, read_y))
+        np.testing.assert_array_equal(read_x, x[:n])
+        np.testing.assert_array_equal(read_y, y[:n])
+
+
+def test_an_npz_may_hold_anything_that_fits_too(tmp_path):
+    x, y = np.concatenate([WIDE, WIDE]), np.concatenate([CLASSES, CLASSES])
+    path = write_npz(tmp_path / "m.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    for (read_x, read_y), rows in zip(read_pairs(path), (slice(9), [9], [0, 1]), strict=True):
+        np.testing.assert_array_equal(read_x, x[rows])
+        np.testing.assert_array_equal(read_y, y[rows])
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_mnist_is_read_the_same_where_anything_is(tmp_path, writer):
+    path = writer(tmp_path)
+    for arrays, expected in zip(read_pairs(path), read_splits(path), strict=True):
+        for array, right in zip(arrays, expected, strict=True):
+            assert array.shape == right.shape
+            np.testing.assert_array_equal(array, right)
+
+
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        (triple(WIDE, CLASSES)[:2], "holds 2 pairs of arrays; it needs three"),
+        (
+            [*triple(WIDE, CLASSES)[:2], (WIDE[:2], CLASSES[:1])],
+            "test set: 2 examples but 1 targets; give as",
+        ),
+        (
+            [*triple(WIDE, CLASSES)[:2], (WIDE[:, :9], CLASSES)],
+            r"test set: x has shape \(5, 9\), that of the training set \(5, 3072\); make all lengths",
+        ),
+        (
+            [triple(WIDE, CLASSES)[0], (WIDE, np.eye(5)), triple(WIDE, CLASSES)[1]],
+            r"valid set: y has shape \(5, 5\), that of the training set \(5,\)",
+        ),
+        (triple(WIDE, CLASSES, (5, 0, 1)), r"valid set: x has shape \(0, 3072\); give at least one example"),
+        ([(np.array(1.0), np.array(2))] * 3, r"train set: x has shape \(\)"),
+        (triple(WIDE, CLASSES + 2**31), "train set: y has whole numbers beyond int32; store them as floats"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(tmp_path, pairs, message):
+    path = write_pickle(tmp_path / "m.pkl.gz", pairs)
+    with pytest.raises(ValueError, match=f"m.pkl.gz.*{message}"):
+        read_pairs(path)
+
+
+def test_a_pickled_triple_of_something_else_runs_nothing(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    path = write_pickle(tmp_path / "m.pkl.gz", [*triple(WIDE, CLASSES)[:2], (WIDE, Hostile())])
+    with pytest.raises(ValueError, match="m.pkl.gz.*do not trust it"):
+        read_pairs(path)
+    assert not (tmp_path / "ran").exists()

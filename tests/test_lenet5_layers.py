@@ -5,6 +5,7 @@ import pytest
 from pytensor.compile.mode import Mode
 from scipy.signal import convolve2d
 
+from deeplearning_tutorial import nnet
 from deeplearning_tutorial.lenet5_layers import (
     ACTIVATIONS,
     Convolution,
@@ -103,6 +104,15 @@ def test_filters_are_drawn_within_the_bounds_of_their_own_connections():
         for below, connected in enumerate(taken):
             expected = drawn[filter, below] * bounds[filter] * connected
             np.testing.assert_allclose(some[filter, below], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sigmoid", [nnet.sigmoid, lambda x: 1 / (1 + pt.exp(-x))], ids=["nnet", "formula"])
+def test_filters_of_any_sigmoid_are_four_times_as_large(sigmoid):
+    tanh, others = (
+        Convolution(np.random.RandomState(5), pt.tensor4("x"), FILTER_SHAPE, (None, None, 9, 9), activation)
+        for activation in (pt.tanh, sigmoid)
+    )
+    np.testing.assert_array_equal(others.W.get_value(), 4 * tanh.W.get_value())
 
 
 def test_a_step_with_a_table_is_that_of_the_connected_pairs_and_leaves_the_others_zero():

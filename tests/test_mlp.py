@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 
@@ -6,8 +7,9 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import Mode
+from pytensor.tensor.elemwise import Elemwise
 
-from deeplearning_tutorial import mlp
+from deeplearning_tutorial import mlp, nnet
 from deeplearning_tutorial.datasets import sample_path
 from deeplearning_tutorial.mlp import MLP, HiddenLayer
 
@@ -26,9 +28,7 @@ def run(record):
 @pytest.fixture(scope="module")
 def reference(sample, numpy_mlp):
     """The same epoch in NumPy, in float64."""
-    return numpy_mlp(
-        *sample[0], batch_size=20, n_hidden=500, learning_rate=0.01, L1_reg=0.0, L2_reg=0.0001
-    )
+    return numpy_mlp(*sample[0], batch_size=20, n_hidden=500, learning_rate=0.01, L1_reg=0.0, L2_reg=0.0001)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,59 @@ def test_weights_are_the_first_draws_between_the_bounds_of_glorot_and_bengio(flo
     assert [param.type.shape for param in layer.params] == [(7, 4), (4,)]
 
 
-def test_weights_of_a_sigmoid_are_four_times_as_large_with_the_same_draws():
-    tanh, sigmoid = (
-        HiddenLayer(np.random.RandomState(5), pt.matrix("x"), 7, 4, activation=activation)
-        for activation in (pt.tanh, pt.sigmoid)
-    )
-    np.testing.assert_array_equal(sigmoid.W.get_value(), 4 * tanh.W.get_value())
+def sigmoid_by_its_formula(x):
+    return 1 / (1 + pt.exp(-x))
+
+
+SIGMOIDS = {
+    "pt.sigmoid": pt.sigmoid,
+    "nnet.sigmoid": nnet.sigmoid,
+    "pt.expit": pt.expit,
+    "elementwise": Elemwise(pytensor.scalar.sigmoid),
+    "lambda": lambda x: pt.sigmoid(x),
+    "partial": functools.partial(nnet.sigmoid),
+    "formula": sigmoid_by_its_formula,
+    "reciprocal": lambda x: pt.reciprocal(1.0 + pt.exp(-x)),
+    "by tanh": lambda x: 0.5 * (1 + pt.tanh(0.5 * x)),
+    "rounded": lambda x: pt.cast(pt.sigmoid(pt.cast(x, "float64")), "float32"),
+}
+OTHERS = {
+    "none": None,
+    "relu": nnet.relu,
+    "softplus": nnet.softplus,
+    "hard sigmoid": lambda x: pt.clip(0.2 * x + 0.5, 0, 1),
+    "steeper": lambda x: pt.sigmoid(2 * x),
+    "scaled": lambda x: 1.01 * pt.sigmoid(x),
+    "softmax": nnet.softmax,
+    "with a parameter": lambda x: pt.sigmoid(x * pytensor.shared(1.0)),
+    "with an input": lambda x: pt.sigmoid(x) * pt.scalar("mask"),
+    "constant": lambda x: pt.constant(np.ones((3, 4))),
+    "one number": lambda x: pt.sigmoid(x).sum(),
+}
+
+
+def weights(activation, batch=None, n_out=4):
+    x = pt.tensor("x", dtype="float32", shape=(batch, 7))
+    return HiddenLayer(np.random.RandomState(5), x, 7, n_out, activation=activation).W.get_value()
+
+
+@pytest.mark.parametrize("activation", SIGMOIDS.values(), ids=SIGMOIDS)
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_weights_of_a_sigmoid_are_four_times_as_large_with_the_same_draws(activation, floatX):
+    with pytensor.config.change_flags(floatX=floatX):
+        np.testing.assert_array_equal(weights(activation), 4 * weights(pt.tanh))
+        np.testing.assert_array_equal(weights(activation, batch=2, n_out=1), 4 * weights(pt.tanh, n_out=1))
+
+
+@pytest.mark.parametrize("activation", OTHERS.values(), ids=OTHERS)
+def test_weights_of_what_is_no_sigmoid_are_not(activation):
+    np.testing.assert_array_equal(weights(activation), weights(pt.tanh))
+
+
+def test_the_activation_is_called_once():
+    calls = []
+    weights(lambda x: calls.append(x) or pt.sigmoid(x))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,46 @@ def test_every_replacement_in_a_table_is_used_in_its_section(row):
         assert shown_names(code) <= used
 
 
+# What Theano 1.0.5 offers: all of the two packages, and what its documentation names of nnet's modules.
+THEANO_NAMES = {
+    "theano.tensor.nnet": """
+        CrossentropyCategorical1Hot CrossentropyCategorical1HotGrad CrossentropySoftmax1HotWithBiasDx
+        CrossentropySoftmaxArgmax1HotWithBias LogSoftmax Prepend_scalar_constant_to_each_row
+        Prepend_scalar_to_each_row Softmax SoftmaxGrad SoftmaxWithBias binary_crossentropy
+        sigmoid_binary_crossentropy categorical_crossentropy crossentropy_categorical_1hot
+        crossentropy_categorical_1hot_grad crossentropy_softmax_1hot crossentropy_softmax_1hot_with_bias
+        crossentropy_softmax_1hot_with_bias_dx crossentropy_softmax_argmax_1hot_with_bias
+        crossentropy_softmax_max_and_argmax_1hot crossentropy_softmax_max_and_argmax_1hot_with_bias
+        crossentropy_to_crossentropy_with_softmax crossentropy_to_crossentropy_with_softmax_with_bias
+        graph_merge_softmax_with_crossentropy_softmax h_softmax logsoftmax logsoftmax_op prepend_0_to_each_row
+        prepend_1_to_each_row prepend_scalar_to_each_row relu softmax softmax_grad softmax_graph softmax_op
+        softmax_simplifier softmax_with_bias elu selu confusion_matrix softsign opt ConvOp softplus sigmoid
+        sigmoid_inplace scalar_sigmoid ultra_fast_sigmoid hard_sigmoid batch_normalization abstract_conv2d
+        conv2d_grad_wrt_inputs conv3d separable_conv2d conv2d conv2d_transpose
+        abstract_conv.conv2d abstract_conv.conv2d_grad_wrt_weights abstract_conv.causal_conv1d
+        abstract_conv.bilinear_upsampling abstract_conv.bilinear_kernel_1D abstract_conv.bilinear_kernel_2D
+        abstract_conv.frac_bilinear_upsampling abstract_conv.separable_conv3d
+        abstract_conv.conv3d_grad_wrt_inputs abstract_conv.conv3d_grad_wrt_weights
+        bn.batch_normalization_train bn.batch_normalization_test conv.conv2d conv3d2d.conv3d ctc.ctc
+        neighbours.images2neibs neighbours.neibs2images blocksparse.sparse_block_dot
+        blocksparse.sparse_block_gemv blocksparse.sparse_block_outer
+    """,
+    "theano.tensor.signal": """
+        pool.max_pool_2d_same_size pool.pool_2d pool.pool_3d pool.PoolingMode_t pool.Pool pool.PoolGrad
+        pool.MaxPoolGrad pool.AveragePoolGrad pool.DownsampleFactorMaxGradGrad pool.MaxPoolRop conv.conv2d
+        downsample.max_pool_2d
+    """,
+}
+
+
+@pytest.mark.parametrize("package", THEANO_NAMES)
+def test_every_name_of_theano_is_listed_once_with_its_answer(package):
+    rows = [row.cells for row in ROWS if row.section == f"Every name of {package}"]
+    listed = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(listed) == sorted(THEANO_NAMES[package].split())
+    assert all(row[1].strip() for row in rows)
+
+
 def test_the_original_is_not_run_but_is_python():
     original = GUIDE.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     assert "import theano\n" in original and is_python(original)

@@ -2,7 +2,7 @@
 
 import warnings
 
-from deeplearning_tutorial.nnet.conv import prepare
+from deeplearning_tutorial.nnet.conv import ignore_old_arguments, prepare
 from deeplearning_tutorial.nnet.unshared import convolve_unshared
 
 
@@ -18,6 +18,7 @@ def conv2d(
     filter_dilation=(1, 1),
     num_groups=1,
     unshared=False,
+    **kwargs,
 ):
     """Convolve a minibatch of images or feature maps with a bank of filters.
 
@@ -28,7 +29,7 @@ def conv2d(
     filters : tensor_like
         Shape ``(filters, channels / num_groups, filter rows, filter cols)``, or with ``unshared`` ``(filters,
         rows', cols', channels / num_groups, filter rows, filter cols)``; float32 or float64.
-    input_shape, filter_shape : tuple of (int or None), optional
+    input_shape, filter_shape : tuple of (int, constant or None), optional
         Their lengths where they are known beforehand; checked when the function runs.
     border_mode : {'valid', 'half', 'full'}, int, tuple of two ints, or tuple of two pairs of ints
         Zeros around the input: none, half the (dilated) filter, the filter but one; or their number for
@@ -37,7 +38,7 @@ def conv2d(
         Strides over rows and columns.
     filter_flip : bool
         True convolves; False correlates, that is, does not flip the filters.
-    image_shape : tuple of (int or None), optional
+    image_shape : tuple of (int, constant or None), optional
         Old name of ``input_shape``; deprecated.
     filter_dilation : tuple of int
         Distance between neighbouring filter elements on the input, by rows and columns.
@@ -45,6 +46,8 @@ def conv2d(
         Groups of channels, each convolved with its own share of the filters.
     unshared : bool
         True gives each position of the output filters of its own: a locally connected layer.
+    **kwargs
+        ``unroll_batch`` and the others that told Theano how to compute; ignored, with a warning.
 
     Returns
     -------
@@ -66,12 +69,19 @@ def conv2d(
     -----
     DeprecationWarning
         If ``image_shape`` is used.
+    UserWarning
+        If ``kwargs`` are given.
 
     Notes
     -----
     The semantics are those of Theano 1.0's ``theano.tensor.nnet.conv2d``, except that Theano did not check
     the two hints.
+
+    A hint makes lengths static, here and in all that is computed from them. PyTensor refuses a
+    ``default_update`` that knows more lengths than its shared variable: create that with
+    ``shape=value.shape``, or give the update to ``pytensor.function``.
     """
+    ignore_old_arguments(kwargs)
     if image_shape is not None:
         if input_shape is not None:
             raise ValueError(

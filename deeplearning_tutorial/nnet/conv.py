@@ -4,12 +4,15 @@ The Ops' ``perform`` methods are the reference implementation, in NumPy. Whoever
 `deeplearning_tutorial.nnet.conv2d`.
 """
 
+import warnings
+
 import numpy as np
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, cast, tensor
 
+from deeplearning_tutorial.nnet.integers import division_note
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
 from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS, MAX_SIZE, check_sizes, has_too_many
 
@@ -303,15 +306,19 @@ def prepare(
     return op, cast(input, dtype), cast(filters, dtype)
 
 
-def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1)):
+def conv2d(
+    input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1), **kwargs
+):
     """Convolve, spelled as in ``theano.tensor.nnet.conv``, the module that the 2015 tutorial imports.
 
     Parameters
     ----------
     input, filters, filter_shape, border_mode, subsample
         As for `deeplearning_tutorial.nnet.conv2d`.
-    image_shape : tuple of (int or None), optional
+    image_shape : tuple of (int, constant or None), optional
         Its ``input_shape``.
+    **kwargs
+        ``unroll_batch`` and the others that told Theano how to compute; ignored, with a warning.
 
     Returns
     -------
@@ -322,11 +329,39 @@ def conv2d(input, filters, image_shape=None, filter_shape=None, border_mode="val
     ------
     ValueError, TypeError
         As `deeplearning_tutorial.nnet.conv2d`.
+
+    Warns
+    -----
+    UserWarning
+        If ``kwargs`` are given.
     """
+    ignore_old_arguments(kwargs)
     op, input, filters = prepare(
         input, filters, image_shape, filter_shape, border_mode, subsample, shape_name="image_shape"
     )
     return op(input, filters)
+
+
+def ignore_old_arguments(given):
+    """Warn of the arguments by which Theano computed in other ways to the same end; TypeError for others."""
+    for name, value in given.items():
+        if name in _OTHER_ENDS and value is not None:
+            raise ValueError(f"{name}={value!r} is not supported; see input_dilation of conv2d_transpose")
+        if name not in _OTHER_WAYS | _OTHER_ENDS:
+            raise TypeError(f"conv2d() got an unexpected keyword argument {name!r}")
+    if given:
+        warnings.warn(
+            f"{', '.join(given)}: conv2d chooses how to compute by itself and ignores it; leave it out",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+_OTHER_ENDS = {"imshp_logical", "kshp_logical"}
+_OTHER_WAYS = {
+    *("unroll_batch", "unroll_kern", "unroll_patch", "kshp_logical_top_aligned"),
+    *("verbose", "version", "direction_hint", "openmp"),
+}
 
 
 def _floating(name, x, axes):
@@ -358,7 +393,7 @@ def _normal_border_mode(border_mode):
             return pads
     raise ValueError(
         f"border_mode={border_mode!r} is not understood; use 'valid', 'half', 'full', an int of at least 0, "
-        "a tuple of two ints, or a tuple of two (before, after) tuples"
+        f"a tuple of two ints, or a tuple of two (before, after) tuples{division_note(border_mode)}"
     )
 
 
@@ -368,14 +403,19 @@ def _pair_of_ints(name, value, largest=MAX_SIZE):
         or len(value) != 2
         or not all(_is_int(n) and n >= 1 for n in value)
     ):
-        raise ValueError(f"{name}={value!r} is not a pair of positive integers; use e.g. {name}=(1, 1)")
+        raise ValueError(
+            f"{name}={value!r} is not a pair of positive integers; use e.g. {name}=(1, 1)"
+            f"{division_note(value)}"
+        )
     check_sizes(name, value, value, largest)
     return tuple(int(n) for n in value)
 
 
 def _count(name, value):
     if not _is_int(value) or value < 1:
-        raise ValueError(f"{name}={value!r} is not a positive integer; use e.g. {name}=1")
+        raise ValueError(
+            f"{name}={value!r} is not a positive integer; use e.g. {name}=1{division_note(value)}"
+        )
     check_sizes(name, value, [value])
     return int(value)
 

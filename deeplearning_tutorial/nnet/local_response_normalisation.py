@@ -6,6 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 import pytensor.tensor as pt
 
+from deeplearning_tutorial.nnet.integers import division_note
 from deeplearning_tutorial.nnet.pool import pool_2d
 from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
@@ -52,7 +53,7 @@ def local_response_normalisation(input, n=5, k=2, alpha=1e-4, beta=0.75):
             "or float64"
         )
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n={n!r} is not a positive integer; use e.g. n=5")
+        raise ValueError(f"n={n!r} is not a positive integer; use e.g. n=5{division_note(n)}")
     for name, value, fits, use in (
         ("k", k, lambda k: k > 0, "a positive number, e.g. k=2"),
         ("alpha", alpha, lambda alpha: alpha >= 0, "zero or more, e.g. alpha=1e-4"),

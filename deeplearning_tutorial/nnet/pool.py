@@ -14,6 +14,7 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, tensor
 
+from deeplearning_tutorial.nnet.integers import division_note, folded_tuple
 from deeplearning_tutorial.nnet.sizes import check_shape, check_sizes
 
 MODES = ("max", "sum", "average_inc_pad", "average_exc_pad")
@@ -353,15 +354,15 @@ def pool_2d(
     ----------
     input : tensor_like
         Two dimensions or more, ``(..., rows, cols)``; float32 or float64.
-    ws : tuple of int, or integer vector
+    ws : tuple of two (int or integer scalar), or integer vector
         Rows and columns of the window.
     ignore_border : bool
         True drops a rest that is smaller than the window, False pools it too. None means False, and warns.
-    stride : tuple of int, or integer vector, optional
+    stride : tuple of two (int or integer scalar), or integer vector, optional
         Distance between windows, by rows and columns; ``ws`` if not given, so that windows do not overlap.
-    pad : tuple of int, or integer vector
-        Rows above and below and columns left and right that are added to ``input``. They never are a
-        maximum, and only 'average_inc_pad' counts them.
+    pad : tuple of two (int or integer scalar), or integer vector
+        Rows above and below and columns left and right that are added to ``input``; None means none. They
+        never are a maximum, and only 'average_inc_pad' counts them.
     mode : {'max', 'sum', 'average_inc_pad', 'average_exc_pad'}
         What to compute of each window.
     ds, st, padding : optional
@@ -398,6 +399,7 @@ def pool_2d(
     ws = _one_name("ws", ws, "ds", ds)
     stride = _one_name("stride", stride, "st", st)
     pad = _one_name("pad", pad, "padding", padding, default=(0, 0))
+    pad = (0, 0) if pad is None else pad
     if ws is None:
         raise ValueError("ws=None: pool_2d needs a window; use e.g. ws=(2, 2)")
     if x.type.ndim < 2:
@@ -438,15 +440,26 @@ def _one_name(name, value, old_name, old_value, default=None):
 
 
 def _pair(name, value):
-    """Return a pair of ints, or an integer vector where ``value`` is symbolic."""
+    """Return a pair of ints, or an integer vector where ``value`` is symbolic or holds what is."""
+    note = division_note(value)
     if isinstance(value, Variable):
         if value.type.ndim != 1 or value.dtype not in pt.type.integer_dtypes:
-            raise TypeError(f"{name} is {value.type}; use a vector of two integers")
+            raise TypeError(f"{name} is {value.type}; use a vector of two integers{note}")
         if not isinstance(value, Constant):
             return value
-        value = tuple(value.data)
-    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+    value = folded_tuple(value)
+    if not isinstance(value, tuple) or len(value) != 2:
         raise ValueError(f"{name}={value!r} is not a pair; use e.g. {name}=(2, 2)")
-    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in value):
-        raise TypeError(f"{name}={value!r} holds something else than integers; use e.g. {name}=(2, 2)")
+    symbolic = [_is_symbolic_int(n) for n in value]
+    if not all(
+        is_symbolic or (isinstance(n, (int, np.integer)) and not isinstance(n, bool))
+        for n, is_symbolic in zip(value, symbolic, strict=True)
+    ):
+        raise TypeError(f"{name}={value!r} holds something else than integers; use e.g. {name}=(2, 2){note}")
+    if any(symbolic):
+        return pt.stack([pt.cast(n, "int64") for n in value])
     return tuple(int(n) for n in value)
+
+
+def _is_symbolic_int(value):
+    return isinstance(value, Variable) and value.type.ndim == 0 and value.dtype in pt.type.integer_dtypes

@@ -5,6 +5,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
+from deeplearning_tutorial.nnet.integers import division_note, folded_tuple
 from deeplearning_tutorial.nnet.sizes import check_sizes
 
 
@@ -58,7 +59,7 @@ def apply_shape_hint(name, x, shape):
     name : str
         What the caller knows ``shape`` as, for messages.
     x : TensorVariable
-    shape : tuple of (int or None), or None
+    shape : tuple of (int, constant or None), or None
 
     Returns
     -------
@@ -72,7 +73,8 @@ def apply_shape_hint(name, x, shape):
     """
     if shape is None:
         return x
-    if not isinstance(shape, (tuple, list)) or len(shape) != x.type.ndim:
+    shape = folded_tuple(shape)
+    if not isinstance(shape, tuple) or len(shape) != x.type.ndim:
         raise ValueError(
             f"{name}={shape!r} is not a tuple of {x.type.ndim} lengths; use None for an unknown one"
         )
@@ -80,11 +82,14 @@ def apply_shape_hint(name, x, shape):
         if hint is not None and (
             not isinstance(hint, (int, np.integer)) or isinstance(hint, bool) or hint < 0
         ):
-            raise ValueError(f"{name}={shape!r} holds {hint!r}; use ints, or None for an unknown length")
+            raise ValueError(
+                f"{name}={shape!r} holds {hint!r}; use ints or constants, or None for an unknown length"
+                f"{division_note(hint)}"
+            )
     check_sizes(name, shape, [hint for hint in shape if hint is not None])
     known = x.type.shape
     if any(None not in (n, hint) and n != hint for n, hint in zip(known, shape, strict=True)):
-        raise ValueError(f"{name}={tuple(shape)} contradicts the static shape {known}; correct one of them")
+        raise ValueError(f"{name}={shape} contradicts the static shape {known}; correct one of them")
     if all(hint is None or n is not None for n, hint in zip(known, shape, strict=True)):
         return x
     return ShapeHint(name, tuple(None if hint is None else int(hint) for hint in shape))(x)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.graph.basic import Variable
 
 _ALL_BITS = 0xFFFFFFFF
 
@@ -13,7 +14,7 @@ def uniform_numbers(step, shape, seed, dtype):
     ----------
     step : tensor_like
         Integer scalar, at least 0; another step has other numbers.
-    shape : tuple of int
+    shape : tuple of (int or scalar)
     seed : int
         At least 0.
     dtype : {'float32', 'float64'}
@@ -38,7 +39,8 @@ def uniform_numbers(step, shape, seed, dtype):
     x = _hash((pt.cast(pt.as_tensor_variable(step), "int64") + int(start)) & _ALL_BITS)
     # Axis by axis: the hash of a place is that of its coordinates.
     for n in shape:
-        x = _hash((x[..., np.newaxis] + np.arange(n, dtype="int64")) & _ALL_BITS)
+        places = (pt if isinstance(n, Variable) else np).arange(n, dtype="int64")
+        x = _hash((x[..., np.newaxis] + places) & _ALL_BITS)
     return (pt.cast(x // 2**9, dtype) + np.asarray(0.5, dtype)) * np.asarray(2.0**-23, dtype)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.nnet.conv import prepare
+from deeplearning_tutorial.nnet.integers import division_note, folded, folded_tuple
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint, lengths_of
 from deeplearning_tutorial.nnet.sizes import check_sizes
 
@@ -31,7 +32,7 @@ def conv2d_transpose(
     output_shape : tuple of (int, scalar or None)
         ``(batch, output channels, rows', cols')``; the first two may be None. Several lengths can belong to
         one ``input`` where ``input_dilation`` is more than 1, so the last two must be given.
-    filter_shape : tuple of (int or None), optional
+    filter_shape : tuple of (int, constant or None), optional
         The filters' lengths where they are known beforehand; checked when the function runs.
     border_mode, filter_flip, filter_dilation, num_groups
         Those of the convolution; see `deeplearning_tutorial.nnet.conv2d`.
@@ -61,13 +62,16 @@ def conv2d_transpose(
     """
     if unshared:
         raise NotImplementedError("unshared=True is not supported for the transpose; use unshared=False")
-    if not isinstance(output_shape, (tuple, list)) or len(output_shape) != 4 or None in output_shape[2:]:
+    output_shape = folded_tuple(output_shape)
+    if not isinstance(output_shape, tuple) or len(output_shape) != 4 or None in output_shape[2:]:
         raise ValueError(
             f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
         )
     check_sizes(
         "output_shape", output_shape, [n for n in output_shape if isinstance(n, (int, np.integer))]
     )
+    if note := division_note(output_shape):
+        raise ValueError(f"output_shape={output_shape!r} holds something else than integers{note}")
     op, input, filters = prepare(
         input, filters, None, filter_shape, border_mode, input_dilation, filter_flip, filter_dilation,
         num_groups, stride_name="input_dilation",
@@ -81,7 +85,7 @@ def conv2d_transpose(
     expected = op.make_node(like, filters).out.type.shape
     if any(None not in pair and pair[0] != pair[1] for pair in zip(expected, input.type.shape, strict=True)):
         raise ValueError(
-            f"output_shape={tuple(output_shape)} does not belong to input of shape {input.type.shape}: the "
+            f"output_shape={output_shape} does not belong to input of shape {input.type.shape}: the "
             f"convolution of an array of that shape has shape {expected}; change output_shape or border_mode"
         )
     return op.transpose()(like, filters, input)
@@ -96,11 +100,11 @@ def bilinear_upsampling(
     ----------
     input : tensor_like
         Shape ``(batch, channels, rows, cols)``; float32 or float64.
-    ratio : int
+    ratio : int, or constant
         How many times the rows and columns become more.
     frac_ratio : None
         Theano's ratio of two integers; not supported.
-    batch_size, num_input_channels : int, optional
+    batch_size, num_input_channels : int or constant, optional
         The first two lengths where they are known beforehand; checked when the function runs.
     use_1D_kernel : bool
         Enlarge the rows and then the columns, which is faster, or both at once; the result is the same.
@@ -120,8 +124,9 @@ def bilinear_upsampling(
     """
     if frac_ratio is not None:
         raise NotImplementedError(f"frac_ratio={frac_ratio!r} is not supported; use an integer ratio")
+    ratio = folded(ratio)
     if not isinstance(ratio, (int, np.integer)) or isinstance(ratio, bool) or ratio < 1:
-        raise ValueError(f"ratio={ratio!r} is not a positive integer; use e.g. ratio=2")
+        raise ValueError(f"ratio={ratio!r} is not a positive integer; use e.g. ratio=2{division_note(ratio)}")
     check_sizes("ratio", ratio, [ratio])
     input = pt.as_tensor_variable(input)
     hint = (batch_size, num_input_channels, None, None)

@@ -302,6 +302,13 @@ X4, W4 = tensors("xw", "float32")
         ({"subsample": 2}, ValueError, "subsample=2"),
         ({"filter_dilation": (1, 1, 1)}, ValueError, r"filter_dilation=\(1, 1, 1\)"),
         ({"filter_dilation": (1.5, 1)}, ValueError, "filter_dilation="),
+        ({"subsample": (4 / 2, 1)}, ValueError, r"subsample=\(2.0, 1\) .*Python 2's division"),
+        ({"border_mode": (1, (0, 4 / 2))}, ValueError, r"border_mode=.*Python 2's division"),
+        ({"num_groups": 4 / 2}, ValueError, "num_groups=2.0 .*Python 2's division"),
+        ({"input_shape": (4 / 2, 4, 7, 5)}, ValueError, "input_shape=.*2.0.*Python 2's division"),
+        ({"filter_shape": (pt.lscalar(), 4, 3, 3)}, ValueError, "filter_shape=.*use ints or constants"),
+        ({"imshp_logical": (3, 9, 9)}, ValueError, r"imshp_logical=\(3, 9, 9\) is not supported"),
+        ({"subsamples": (1, 1)}, TypeError, "unexpected keyword argument 'subsamples'"),
         ({"num_groups": 0}, ValueError, "num_groups=0"),
         ({"num_groups": 1.0}, ValueError, "num_groups=1.0"),
         ({"input_shape": (1, 2, 3)}, ValueError, r"input_shape=\(1, 2, 3\)"),
@@ -329,6 +336,24 @@ def test_shapes_that_do_not_fit_are_refused_while_the_graph_is_built(misfit):
         conv2d(X4, W4, input_shape, filters_shape, **options)
 
 
+def test_hints_may_be_constants():
+    for two, four in (
+        (pt.constant(2), pt.constant([8, 4, 3, 2])),
+        (2, (pt.constant(8), 4, 3, pt.constant(2))),
+    ):
+        assert conv2d(X4, W4, (two, 4, 7, 5), four).type.shape == (2, 8, 5, 4)
+        assert conv.conv2d(X4, W4, (two, 4, 7, 5), four).type.shape == (2, 8, 5, 4)
+
+
+@pytest.mark.parametrize("function", [conv2d, conv.conv2d])
+def test_what_told_theano_how_to_compute_is_ignored_with_a_warning(function):
+    arguments = {"unroll_batch": 4, "unroll_kern": 4, "unroll_patch": True, "version": -1, "verbose": 0}
+    with pytest.warns(UserWarning, match="unroll_batch, unroll_kern, .*leave it out") as warned:
+        y = function(X4, W4, **arguments, direction_hint="forward", openmp=None, imshp_logical=None)
+    assert warned[0].filename == __file__
+    assert y.owner.op == function(X4, W4).owner.op
+
+
 def test_image_shape_is_deprecated_and_means_input_shape():
     with pytest.warns(DeprecationWarning, match="image_shape is the old name of input_shape") as warned:
         y = conv2d(X4, W4, image_shape=INPUT_SHAPE)
@@ -352,9 +377,9 @@ def test_the_spelling_of_2015_takes_image_shape_third_and_does_not_warn(mode):
         (
             nnet.conv2d,
             "input filters input_shape filter_shape border_mode subsample filter_flip image_shape "
-            "filter_dilation num_groups unshared",
+            "filter_dilation num_groups unshared kwargs",
         ),
-        (nnet.conv.conv2d, "input filters image_shape filter_shape border_mode subsample"),
+        (nnet.conv.conv2d, "input filters image_shape filter_shape border_mode subsample kwargs"),
     ],
 )
 def test_the_parameters_are_theanos_in_their_order(function, names):

@@ -64,6 +64,18 @@ def test_a_case_worked_by_hand(mode):
     np.testing.assert_allclose(b_gradient, [1 / 4, -1 / 4])
 
 
+def test_the_logarithm_may_be_taken_of_the_chosen_probabilities():
+    x, y, W, b = inputs = classifier()
+    chosen = pt.log(pt.special.softmax(pt.dot(x, W) + b, axis=1)[pt.arange(y.shape[0]), y])
+    f = pytensor.function(inputs, [-chosen.sum(), *pytensor.grad(-chosen.sum(), [W, b])], mode=FUSING["py"])
+    assert LinearLogLikelihood in ops_of(f)
+    values = arrays(7, 5, 10)
+    for result, expected in zip(
+        f(values[0], values[1].astype("int32"), *values[2:]), reference(*values, np.ones(7)), strict=True
+    ):
+        np.testing.assert_allclose(result, -np.sum(expected) if result.ndim == 0 else -expected, rtol=1e-10)
+
+
 @pytest.fixture(scope="module", params=["float32", "float64"])
 def weighted(request):
     """Compile the Op itself: x, y, W, b and the examples' weights to all three outputs."""

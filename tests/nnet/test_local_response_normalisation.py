@@ -77,7 +77,7 @@ def test_pytorchs_alpha_is_n_times_this_one(n):
         ({"input": pt.dmatrix()}, TypeError, "input is Matrix"),
         ({"input": pt.itensor4()}, TypeError, "input is Tensor4"),
         ({"n": 0}, ValueError, "n=0"),
-        ({"n": 2.5}, ValueError, "n=2.5"),
+        ({"n": 2.5}, ValueError, "n=2.5 .*Python 2's division"),
         ({"n": True}, ValueError, "n=True"),
         ({"k": 0}, ValueError, "k=0"),
         ({"k": float("nan")}, ValueError, "k=nan"),

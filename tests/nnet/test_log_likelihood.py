@@ -101,6 +101,62 @@ def test_the_softmax_may_be_used_elsewhere(fusing):
     np.testing.assert_allclose(gradient, (np.eye(4)[y_value] - softmax) / 6, rtol=1e-12, atol=1e-15)
 
 
+def spellings(x, y):
+    """The log-likelihoods of ``y`` in all the ways that become one Op."""
+    p, rows = pt.special.softmax(x, axis=1), pt.arange(y.shape[0])
+    y_as_floats = y.astype("float32")
+    return {
+        "index of log": pt.log(p)[rows, y],
+        "log of index": pt.log(p[rows, y]),
+        "index of log_softmax": pt.special.log_softmax(x, axis=-1)[rows, y],
+        "last axis": pt.log(pt.special.softmax(x, axis=-1)[rows, y]),
+        "size": pt.log(p[pt.arange(y.size), y]),
+        "zero first": pt.log(p[pt.arange(0, y.shape[0]), y]),
+        "rows of int32": pt.log(p[pt.arange(y.shape[0], dtype="int32"), y]),
+        "labels cast": pt.log(p[pt.arange(y_as_floats.shape[0]), pt.cast(y_as_floats, "int32")]),
+    }
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("spelling", spellings(pt.dmatrix(), pt.ivector()))
+def test_every_spelling_becomes_one_op_with_one_for_its_gradient(fusing, spelling, bias):
+    x, y = pt.matrix("x", dtype="float32"), pt.ivector("y")
+    b = pytensor.shared(np.zeros(2, "float32"))
+    chosen = spellings(x + b if bias else x, y)[spelling]
+    for cost, factor in ((-pt.mean(chosen), 1 / 3), (pt.mean(-chosen), 1 / 3), (-chosen.sum(), 1)):
+        f = pytensor.function([x, y], [cost, pytensor.grad(cost, x)], mode=fusing)
+        ops = ops_of(f)
+        assert ops.count(LogLikelihood) == ops.count(LogLikelihoodGrad) == 1
+        value, gradient = f(np.array([[0, 200], [200, 0], [0, 0]], "float32"), np.array([0, 0, 1], "int32"))
+        # By hand: of the first row -(0 - 200), of the second 0, of the third log 2.
+        np.testing.assert_allclose(value, (200 + np.log(2)) * factor, rtol=1e-6)
+        np.testing.assert_allclose(gradient, np.multiply([[-1, 1], [0, 0], [0.5, -0.5]], factor), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows, labels",
+    [(np.arange(3), np.array([2, 0, 1])), (pt.arange(3), pt.constant([2, 0, 1])), (pt.arange(3), "y")],
+    ids=["arrays", "constants", "known length"],
+)
+def test_rows_and_labels_may_be_constant(fusing, rows, labels):
+    x, y = pt.matrix("x", dtype="float64"), pt.vector("y", dtype="int64", shape=(3,))
+    chosen = pt.log(pt.special.softmax(x, axis=1)[rows, y if isinstance(labels, str) else labels])
+    f = pytensor.function([x, y], pytensor.grad(chosen.sum(), x), mode=fusing, on_unused_input="ignore")
+    assert LogLikelihoodGrad in ops_of(f)
+    x_value, y_value = RNG.normal(size=(3, 4)), np.array([2, 0, 1])
+    _, softmax = reference(x_value, y_value)
+    np.testing.assert_allclose(f(x_value, y_value), np.eye(4)[y_value] - softmax, rtol=1e-12, atol=1e-15)
+
+
+def test_a_single_label_for_all_rows_is_left_alone(fusing):
+    x, y = pt.matrix("x", dtype="float64"), pt.lvector("y")
+    chosen = pt.log(pt.special.softmax(x, axis=1))[pt.arange(x.shape[0]), y]
+    f = pytensor.function([x, y], chosen, mode=fusing)
+    assert LogLikelihood not in ops_of(f)
+    x_value = RNG.normal(size=(4, 3))
+    np.testing.assert_allclose(f(x_value, [1]), reference(x_value, np.array([1] * 4))[0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("change", ["another axis", "another start", "a constant row", "not a logarithm"])
 def test_what_only_looks_alike_is_left_alone(fusing, change):
     x, y = pt.matrix("x", dtype="float64"), pt.ivector("y")

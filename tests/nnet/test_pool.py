@@ -73,6 +73,55 @@ def test_constant_vectors_are_as_good_as_tuples():
         assert pool_2d(x, ws, True).owner.op == Pool("max", True, (3, 2), (3, 2), (0, 0))
 
 
+@pytest.mark.parametrize(
+    "two, three",
+    [(pt.constant(2), 3), (pt.constant(2), pt.constant(3)), (pt.constant(4) // 2, np.array(3))],
+    ids=["one", "both", "computed"],
+)
+def test_constants_in_a_pair_are_as_good_as_ints(two, three):
+    geometry = pool_2d(X, (two, three), True, (three, two), (two - 1, 0)).owner.op
+    assert geometry == Pool("max", True, (2, 3), (3, 2), (1, 0))
+    assert type(geometry.ws[0]) is type(geometry.pad[0]) is int
+
+
+@pytest.mark.parametrize("pad", [None, (0, 0), [0, 0]])
+def test_no_padding_is_said_in_many_ways(pad):
+    for given in ({"pad": pad}, {"padding": pad}, {"pad": None, "padding": pad}):
+        assert pool_2d(X, (3, 2), True, **given).owner.op == Pool("max", True, (3, 2), (3, 2), (0, 0))
+    assert nnet.downsample.max_pool_2d(X, (3, 2), padding=None).owner.op.pad == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["py", "NUMBA"], indirect=True)
+def test_a_window_may_depend_on_the_input_as_in_pyramid_pooling(mode):
+    x = pt.tensor4(dtype="float64")
+    rows, cols = x.shape[2] // 2, x.shape[3] // 3
+    y = pool_2d(x, (rows, cols), True, pad=None)
+    x_value = with_ties((2, 3, 16, 9))
+    f = pytensor.function([x], [y, grad(y.sum(), x)], mode=mode)
+    for result, expected in zip(f(x_value), pooled(x_value, ws=(8, 3), ignore_border=True), strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_a_window_of_known_lengths_is_fixed():
+    x = pt.tensor(dtype="float32", shape=(None, 3, 16, 9))
+    y = pool_2d(x, (x.shape[2] // 2, x.shape[3] // 3), True)
+    assert y.owner.op == Pool("max", True, (8, 3), (8, 3), (0, 0)) and y.type.shape == (None, 3, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["ws", "stride", "pad"])
+@pytest.mark.parametrize("mode", ["py", "NUMBA"], indirect=True)
+def test_any_parameter_may_be_a_pair_of_symbolic_scalars(mode, name):
+    x, n = pt.tensor4(dtype="float64"), pt.iscalar("n")
+    values = {"ws": (4, 3), "stride": (2, 1), "pad": (1, 2)}
+    symbolic = values | {name: (n, values[name][1])}
+    f = pytensor.function([x, n], pool_2d(x, ignore_border=True, **symbolic), mode=mode)
+    x_value = with_ties(INPUT_SHAPE)
+    expected = pooled(x_value, ignore_border=True, **values)[0]
+    np.testing.assert_array_equal(f(x_value, values[name][0]), expected)
+    with pytest.raises((ValueError, NotImplementedError), match=name):
+        f(x_value, -1)
+
+
 def test_symbolic_parameters_are_disconnected():
     x, ws = pt.matrix(dtype="float64"), pt.lvector()
     with pytest.raises(DisconnectedInputError):
@@ -165,6 +214,11 @@ X = pt.tensor4("x", dtype="float32")
         ({"pad": (0, 0.0)}, TypeError, r"pad=\(0, 0.0\)"),
         ({"ws": pt.dvector("ws")}, TypeError, "ws is Vector.float64.*vector of two integers"),
         ({"pad": pt.lscalar("pad")}, TypeError, "pad is Scalar.int64"),
+        ({"ws": (24 / 2, 2)}, TypeError, r"ws=\(12.0, 2\) .*Python 2's division .* is 24 // 2 in Python 3"),
+        ({"ws": (pt.lscalar() / 2, 2)}, TypeError, r"ws=.* holds something else .*Python 2's division"),
+        ({"stride": pt.lvector() / 2}, TypeError, "stride is Vector.float64.*Python 2's division"),
+        ({"pad": (pt.constant(24) / 2, 0)}, TypeError, r"pad=\(12.0, 0\) .*Python 2's division"),
+        ({"ws": (pt.lvector(), 2)}, TypeError, "ws=.* holds something else than integers"),
         ({"input": pt.matrix(dtype="int64")}, TypeError, "input has dtype int64.*cast input"),
         ({"input": pt.matrix(dtype="float16")}, TypeError, "input has dtype float16.*cast input"),
     ],

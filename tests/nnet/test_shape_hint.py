@@ -13,6 +13,32 @@ def test_known_lengths_become_static_and_none_asks_nothing():
     assert apply_shape_hint("hint", x, [None, 3, 5]).type.shape == (None, 3, 5)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (pt.constant(2), None, 5),
+        (pt.constant(2, dtype="int8"), pt.constant(3), pt.constant(10) // 2),
+        pt.constant([2, 3, 5]),
+        np.array([2, 3, 5]),
+        [np.array(2), np.uint8(3), 5],
+        (pytensor.scalar.constant(2), 3, 5),
+    ],
+    ids=str,
+)
+def test_lengths_may_be_constants_of_the_graph(shape):
+    x = pt.tensor("x", dtype="float32", shape=(None, 3, None))
+    hinted = apply_shape_hint("hint", x, shape)
+    assert hinted.type.shape == (2, 3, 5)
+    assert all(n is None or type(n) is int for n in hinted.owner.op.shape)
+
+
+def test_a_length_of_another_variable_that_is_known_is_a_constant():
+    other = pt.tensor(shape=(2, None))
+    assert apply_shape_hint("hint", pt.vector(), (other.shape[0],)).type.shape == (2,)
+    with pytest.raises(ValueError, match="hint=.* holds Subtensor.*; use ints or constants"):
+        apply_shape_hint("hint", pt.vector(), (other.shape[1],))
+
+
 @pytest.mark.parametrize("shape", [None, (None, None, None), (None, 3, None)])
 def test_a_hint_that_says_nothing_new_leaves_the_variable_alone(shape):
     x = pt.tensor("x", dtype="float32", shape=(None, 3, None))
@@ -66,6 +92,9 @@ def test_the_shape_is_known_without_the_data(mode):
         ((3,), r"hint=\(3,\) is not a tuple of 2 lengths"),
         ((3, 4, 5), r"hint=\(3, 4, 5\) is not a tuple of 2 lengths"),
         ((3.0, 4), r"hint=\(3.0, 4\) holds 3.0"),
+        ((24 / 2, 4), r"hint=\(12.0, 4\) holds 12.0.*Python 2's division of integers, 24 / 2, is 24 // 2"),
+        ((pt.constant(2.0), 4), r"hint=\(2.0, 4\) holds 2.0.*Python 2's division"),
+        (pt.constant([2.0, 4]), r"hint=\(2.0, 4.0\) holds 2.0"),
         ((True, 4), r"hint=\(True, 4\) holds True"),
         ((-1, 4), r"hint=\(-1, 4\) holds -1"),
         (("3", 4), r"hint=\('3', 4\) holds '3'"),

@@ -24,6 +24,7 @@ def test_symbolic_lengths_and_gradients(mode):
     [
         ({"output_shape": (1, 3, 9)}, ValueError, "4 lengths"),
         ({"output_shape": (1, 2, None, 9)}, ValueError, "only the first two"),
+        ({"output_shape": (None, None, 18 / 2, 9)}, ValueError, r"output_shape=.*9.0, .*Python 2's division"),
         ({"output_shape": (None, None, 9, 9)}, ValueError, r"output_shape=.*\(1, 4, 7, 7\)"),
         ({"output_shape": (None, 3, 7, 7)}, ValueError, "3 channels"),
         ({"unshared": True}, NotImplementedError, "unshared=True"),
@@ -41,7 +42,7 @@ def test_wrong_arguments_are_refused(arguments, error, message):
     [
         ({}, ValueError, "ratio=None"),
         ({"ratio": 0}, ValueError, "ratio=0"),
-        ({"ratio": 1.5}, ValueError, "ratio=1.5"),
+        ({"ratio": 1.5}, ValueError, "ratio=1.5 .*Python 2's division"),
         ({"frac_ratio": (3, 2)}, NotImplementedError, "frac_ratio="),
         ({"ratio": 2, "batch_size": 2}, ValueError, "batch_size"),
     ],
@@ -49,3 +50,10 @@ def test_wrong_arguments_are_refused(arguments, error, message):
 def test_wrong_arguments_of_upsampling_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         bilinear_upsampling(np.ones((1, 2, 3, 3)), **arguments)
+
+
+def test_a_ratio_and_lengths_may_be_constants():
+    images, filters = np.ones((1, 4, 5, 5)), np.ones((4, 2, 3, 3))
+    assert bilinear_upsampling(images, pt.constant(2), batch_size=pt.constant(1)).type.shape == (1, 4, 10, 10)
+    spread = conv2d_transpose(images, filters, pt.constant([1, 2, 7, 7]), (4, pt.constant(2), 3, 3))
+    assert spread.type.shape == (1, 2, 7, 7)

@@ -1,4 +1,4 @@
-"""Rewrites of PyTensor graphs for the Numba back end.
+"""Rewrites of PyTensor graphs, for the Numba back end but for one.
 
 ``conv_pool_fusion`` recognises max-pooling of a convolution, with bias, tanh and gradients;
 ``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient, to which
@@ -6,7 +6,8 @@
 in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
 descent. In place of PyTensor's own, ``vector_tanh`` puts a faster tanh, ``matrix_product`` a product of
 matrices that shares the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` what
-compiles faster. They are switched off like any of PyTensor's rewrites::
+compiles faster. ``log_softmax``, which the other back ends have, too, keeps probabilities of zero from making
+NaN. They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -20,6 +21,7 @@ from deeplearning_tutorial.nnet.rewrites.column_sums import ColumnSumsRewriter
 from deeplearning_tutorial.nnet.rewrites.conv_pool import ConvPoolFusion
 from deeplearning_tutorial.nnet.rewrites.linear_log_likelihood import LinearLogLikelihoodRewriter
 from deeplearning_tutorial.nnet.rewrites.log_likelihood import LogLikelihoodFusion
+from deeplearning_tutorial.nnet.rewrites.log_softmax import LogSoftmaxRewriter
 from deeplearning_tutorial.nnet.rewrites.matrix_product import (
     MatrixProductRewriter,
     WeightUpdateInplaceRewriter,
@@ -34,6 +36,8 @@ from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 # gradient.
 optdb.register("conv_pool_fusion", ConvPoolFusion(), "numba", position=0.5)
 optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position=0.5)
+# After the log-likelihoods have been recognised; on every back end, for it makes no Op of ours.
+optdb.register("log_softmax", LogSoftmaxRewriter, "fast_run", position=0.51)
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
 # After the simplifications of products, before elementwise Ops are merged into loops, at 48.
 optdb.register("matrix_product", MatrixProductRewriter, "numba", position=20)

@@ -3,20 +3,27 @@
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import pullback
+from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import GraphRewriter
+from pytensor.scalar.basic import Log
 from pytensor.tensor import TensorVariable
-from pytensor.tensor.special import Softmax
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import AdvancedSubtensor
 from pytensor.tensor.type import integer_dtypes
 
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
-from deeplearning_tutorial.nnet.rewrites.pattern import matches
+from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise, matches
 
 
 class LogLikelihoodFusion(GraphRewriter):
-    """Replace ``log(softmax(x, axis=1))[arange(y.shape[0]), y]`` and its gradient with respect to x."""
+    """Replace ``log(softmax(x, axis=1))[arange(len(y)), y]`` and its gradient with respect to x.
+
+    The logarithm may as well be taken of the chosen probabilities, or be part of the softmax.
+    """
 
     def apply(self, fgraph):
         nodes = fgraph.toposort()
@@ -25,11 +32,13 @@ class LogLikelihoodFusion(GraphRewriter):
             found = {}
             if pattern is None or not matches(pattern.chosen, node.out, found):
                 continue
-            x, y = found[pattern.x], found[pattern.y]
+            x, rows, y = found[pattern.x], found[pattern.rows], found[pattern.y]
+            if not _counts_through(rows, y, x):
+                continue
             chosen, softmax = LogLikelihood()(x, y)
             replacements = [(node.out, chosen)]
             for other in nodes:
-                found = {pattern.x: x, pattern.y: y}
+                found = {pattern.x: x, pattern.rows: rows, pattern.y: y}
                 if other.op == pattern.gradient.owner.op and matches(pattern.gradient, other.out, found):
                     gradient = LogLikelihoodGrad()(softmax, y, _unspread(found[pattern.cotangent]))
                     replacements.append((other.out, gradient))
@@ -46,30 +55,68 @@ def _unspread(vector):
 
 class _Pattern(NamedTuple):
     x: TensorVariable
+    rows: TensorVariable
     y: TensorVariable
     cotangent: TensorVariable
     chosen: TensorVariable
     gradient: TensorVariable
 
 
+_SPELLINGS = {
+    "index of log": lambda x, index: pt.log(pt.special.softmax(x, axis=1))[index],
+    "log of index": lambda x, index: pt.log(pt.special.softmax(x, axis=1)[index]),
+    "index of log_softmax": lambda x, index: pt.special.log_softmax(x, axis=1)[index],
+}
+
+
 @cache
-def _pattern(x_type, y_type):
+def _pattern(spelling, x_type, rows_type, y_type):
     """Write what to look for as PyTensor itself writes it, whose gradients differ from release to release."""
-    x, y = x_type(), y_type()
-    chosen = pt.log(pt.special.softmax(x, axis=1))[pt.arange(y.shape[0]), y]
+    x, rows, y = x_type(), rows_type(), y_type()
+    chosen = _SPELLINGS[spelling](x, (rows, y))
     cotangent = chosen.type()
-    return _Pattern(x, y, cotangent, chosen, pullback(chosen, x, cotangent))
+    return _Pattern(x, rows, y, cotangent, chosen, pullback(chosen, x, cotangent))
 
 
 def _pattern_of(node):
-    """Return the pattern for the types that ``node`` depends on, if it can be the indexing at the labels."""
-    if not isinstance(node.op, AdvancedSubtensor) or len(node.inputs) != 3:
+    """Return the pattern for the types that ``node`` depends on, if it can be the log-likelihood."""
+    spelling = "index of log"
+    if is_elementwise(node, Log):
+        spelling, node = "log of index", node.inputs[0].owner
+    if node is None or not isinstance(node.op, AdvancedSubtensor) or len(node.inputs) != 3:
         return None
-    log, _, labels = node.inputs
-    if log.owner is None or log.owner.inputs[0].owner is None:
+    values, *index = node.inputs
+    if applies(values, LogSoftmax):
+        spelling = "index of log_softmax"
+    elif spelling == "index of log":
+        if not is_elementwise(values.owner, Log):
+            return None
+        [values] = values.owner.inputs
+    if not applies(values, (Softmax, LogSoftmax)):
         return None
-    softmax = log.owner.inputs[0].owner
-    if not isinstance(softmax.op, Softmax) or labels.ndim != 1 or labels.dtype not in integer_dtypes:
+    if any(labels.ndim != 1 or labels.dtype not in integer_dtypes for labels in index):
         return None
-    [x] = softmax.inputs
-    return _pattern(x.type, labels.type) if x.ndim == 2 and x.dtype in ("float32", "float64") else None
+    [x] = values.owner.inputs
+    if x.ndim != 2 or x.dtype not in ("float32", "float64"):
+        return None
+    return _pattern(spelling, x.type, *(labels.type for labels in index))
+
+
+def _counts_through(rows, y, x):
+    """Tell whether ``rows`` certainly is ``arange(len(y))``.
+
+    Labels fewer or more than the rows are an error when the function runs, but a single one serves all rows.
+    """
+    [n] = y.type.shape
+    if isinstance(rows, Constant):
+        return n is not None and np.array_equal(rows.data, np.arange(n))
+    lengths = [] if n is None else [n]
+    if n is not None and n == x.type.shape[0]:
+        lengths.append(x.shape[0])
+    # Labels of another type, cast in the graph, are as many.
+    while True:
+        lengths += [y.shape[0], y.size]
+        if y.owner is None or not isinstance(y.owner.op, Elemwise) or len(y.owner.inputs) != 1:
+            break
+        [y] = y.owner.inputs
+    return any(matches(pt.arange(n, dtype=rows.dtype), rows, {y: y, x: x}) for n in lengths)
