@@ -17,6 +17,7 @@ import platformdirs
 import pytensor
 
 from deeplearning_tutorial import formats
+from deeplearning_tutorial.streams import command, stderr, stdout
 
 MNIST = "mnist.pkl.gz"
 SAMPLE = "mnist_5k.npz"
@@ -74,7 +75,7 @@ def _mnist_in(folder):
     if not missing and not others:
         return folder
     if not missing:
-        print(f"Passing over {folder}: {others[0].name} is no IDX file", file=sys.stderr)
+        print(f"Passing over {folder}: {others[0].name} is no IDX file", file=stderr)
     npz = folder / "mnist.npz"
     return npz if npz.is_file() else None
 
@@ -174,10 +175,11 @@ def load_data(dataset):
         If the file is damaged or holds something else.
     """
     path = locate(dataset)
-    print("... loading data")
+    print("... loading data", file=stdout)
     return [_shared(x, y) for x, y in formats.read_splits(path)]
 
 
+@command
 def main(argv=None):
     """Find or download a data set, verify it and print its splits."""
     parser = argparse.ArgumentParser(
@@ -196,16 +198,17 @@ def main(argv=None):
             _show_digit(*splits[0], args.show, args.output or f"digit-{args.show}.png")
             return 0
     except (OSError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
+        print(error, file=stderr)
         return 1
-    print(path)
+    print(path, file=stdout)
     for name, (x, _y) in zip(formats.SPLITS, splits, strict=True):
-        print(f"  {name:<5} {len(x):>6} images")
+        print(f"  {name:<5} {len(x):>6} images", file=stdout)
     if path.is_dir():
         from deeplearning_tutorial.download import is_original
 
         original = all(is_original(file) for file in formats.find_idx(path)[0])
-        print(f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST")
+        told = f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST"
+        print(told, file=stdout)
     return 0
 
 
@@ -215,13 +218,13 @@ def _show_digit(x, y, index, output):
 
     if not 0 <= index < len(y):
         raise ValueError(f"--show {index} is not in the training set; use a number from 0 to {len(y) - 1}")
-    print(pictures.as_text(x[index]))
-    print(f"training digit {index}, label {y[index]}")
     pictures.write_picture(output, x[index])
-    print(output)
+    print(pictures.as_text(x[index]), file=stdout)
+    print(f"training digit {index}, label {y[index]}", file=stdout)
+    print(output, file=stdout)
     # What is written to a file or a pipe nobody looks at; a terminal may be one without a display.
     has_display = sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
-    if sys.stdout.isatty() and has_display:
+    if stdout.isatty() and has_display:
         with pictures.require_pillow().open(output) as picture:
             picture.show()
 
