@@ -16,6 +16,7 @@ import numba
 import pytensor
 from threadpoolctl import threadpool_limits
 
+import deeplearning_tutorial.compilation_cache  # noqa: F401  it comes before nnet
 from deeplearning_tutorial import datasets, streams
 from deeplearning_tutorial.interrupts import treat_sigterm_alike
 from deeplearning_tutorial.streams import stderr, stdout
@@ -75,6 +76,7 @@ def run(function, description, published, minibatches, *, summary=None):
             print(summary(**arguments), file=stdout)
             if streams.finish():
                 sys.exit(1)
+            return
         missing = [name for name in required(function) if name not in arguments]
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)}")

@@ -10,7 +10,6 @@ instead of averages, every feature map connected to all maps below, a softmax in
 Ported from the deep learning tutorial, "Convolutional Neural Networks (LeNet)".
 """
 
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt

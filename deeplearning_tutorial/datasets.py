@@ -40,10 +40,17 @@ def _own_folder():
 
 def _search_folders():
     named = os.environ.get(FOLDER_VARIABLE)
-    named = [Path(named).expanduser()] if named else []
+    named = [Path(os.path.expanduser(named))] if named else []
     # A wheel carries the sample in the package.
     inside = [_PACKAGE / "data"] if (_PACKAGE / "data").is_dir() else []
-    return [Path.cwd(), *named, _own_folder(), *inside]
+    return [*_working_directory(), *named, _own_folder(), *inside]
+
+
+def _working_directory():
+    try:
+        return [Path.cwd()]
+    except OSError:  # It has been removed, or is out of reach.
+        return []
 
 
 def sample_path():
@@ -61,7 +68,7 @@ def sample_path():
     """
     places = [_PACKAGE / "data" / SAMPLE, _PACKAGE.parent / "data" / SAMPLE]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # False also where its folder cannot be read
             return place
     raise DatasetNotFoundError(
         f"the sample {SAMPLE} is in neither {places[0].parent} nor {places[1].parent}; reinstall the package"
@@ -81,7 +88,8 @@ def _mnist_in(folder):
 
 
 def _listed(folders):
-    return "\n".join(f"  {folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders)
+    lines = (f"  {folder}{'' if os.path.isdir(folder) else ' (no such folder)'}" for folder in folders)
+    return "\n".join(lines)
 
 
 def locate(dataset):
@@ -109,22 +117,27 @@ def locate(dataset):
     """
     name = os.fspath(dataset)
     if os.path.split(name)[0]:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.exists():
             raise DatasetNotFoundError(f"dataset={name!r} does not exist; give the path of a file that does")
         return path
     if not name:
         raise ValueError(f"dataset={name!r} is empty; use e.g. dataset={MNIST!r}")
-    folders = _search_folders()
+    folders, within_reach = _search_folders(), []
     for folder in folders:
-        if (folder / name).exists():
-            return folder / name
+        try:
+            if (folder / name).exists():
+                return folder / name
+        except OSError as error:
+            print(f"Passing over {folder}: {error.strerror or error}", file=stderr)
+        else:
+            within_reach.append(folder)
     if name != MNIST:
         raise DatasetNotFoundError(
             f"dataset={name!r} is in none of the folders\n{_listed(folders)}\n"
             f"give its path, set {FOLDER_VARIABLE} to its folder, or use dataset={MNIST!r} to download MNIST"
         )
-    for folder in folders:
+    for folder in within_reach:
         found = _mnist_in(folder)
         if found is not None:
             return found

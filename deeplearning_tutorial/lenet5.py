@@ -13,7 +13,6 @@ bitmaps, which are no probabilities. The activation is tanh, not 1.7159 tanh(2x/
 factors, which are meant for targets of +1 and -1; --activation scaled_tanh has them. Pixels go from 0 to 1.
 """
 
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt

@@ -8,11 +8,11 @@ The model gives class ``i`` the probability ``softmax(dot(x, W) + b)[i]`` and pr
 Ported from the deep learning tutorial, "Classifying MNIST digits using Logistic Regression".
 """
 
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+import deeplearning_tutorial.compilation_cache  # noqa: F401  it comes before nnet
 import deeplearning_tutorial.nnet  # noqa: F401  its rewrites make all three scripts faster
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches

@@ -7,7 +7,6 @@
 Ported from the deep learning tutorial, "Multilayer Perceptron".
 """
 
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
