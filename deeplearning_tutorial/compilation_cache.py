@@ -53,6 +53,8 @@ def _tolerate(cache):
     def save_overload(self, signature, compiled):
         try:
             save(self, signature, compiled)
+        except Warning:  # Numba's, of what cannot be cached; raised where warnings are errors
+            raise
         except Exception as error:
             _warn_uncached(self.cache_path, "written", error)
 
