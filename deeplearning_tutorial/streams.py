@@ -94,8 +94,8 @@ def prepare():
         try:
             os.fstat(descriptor)
         except OSError:
-            # It takes the lowest one that is free.
-            os.open(os.devnull, os.O_RDWR)
+            # It takes the lowest one that is free. Processes started by this one are to have it, too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     atexit.unregister(_settle)
     atexit.register(_settle)
 

@@ -26,6 +26,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_p
 from deeplearning_tutorial.training_files import back_end
 
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Seconds between two looks at the workers.
+_POLL = 0.1
 # Files of one run have no place in a study of many.
 _WITHOUT = command_line.FILES - {"dataset"}
 
@@ -261,24 +264,23 @@ def _run_workers(argv, n_workers, threads_given):
     shares = {} if threads_given else {name: str(threads) for name in _THREADS}
     # Ctrl-C comes to this process alone, which passes it on.
     options = {"process_group": 0} if os.name == "posix" else {}
-    processes, interrupted = [], False
-
-    def interrupt(signum, frame):
-        nonlocal interrupted
-        interrupted = True
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-
-    with on_interrupt(interrupt):
+    processes, interrupts, n_passed_on = [], [], 0
+    with on_interrupt(lambda *signalled: interrupts.append(signalled)):
         for number in range(n_workers):
-            if not interrupted:
+            if not interrupts:
                 words = [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)]
                 processes.append(subprocess.Popen(words, env=os.environ | shares, **options))
-        for number, process in enumerate(processes):
-            if process.wait() and not interrupted:
-                print(f"worker {number} ended with status {process.returncode}", file=stderr)
-    if interrupted:
+        while any(process.poll() is None for process in processes):
+            if n_passed_on < len(interrupts):
+                n_passed_on = len(interrupts)
+                for process in processes:
+                    process.send_signal(signal.SIGINT)
+            time.sleep(_POLL)
+    if interrupts:
         raise KeyboardInterrupt
+    for number, process in enumerate(processes):
+        if process.returncode:
+            print(f"worker {number} ended with status {process.returncode}", file=stderr)
 
 
 def _report(options, module, experiment, study):
