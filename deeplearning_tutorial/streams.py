@@ -44,8 +44,10 @@ class _Standard:
     def write(self, text):
         try:
             self._call("write", text)
-        except UnicodeEncodeError as error:
-            self._call("write", text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except UnicodeEncodeError:
+            with suppress(UnicodeError, LookupError):
+                escaped = text.encode(self.encoding, "backslashreplace")
+                self._call("write", escaped.decode(self.encoding))
         return len(text)
 
     def flush(self):

@@ -278,11 +278,33 @@ def test_threads_train_while_a_stream_is_lost(tmp_path, monkeypatch):
         check_files(folder)
 
 
-def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch):
+@pytest.mark.parametrize(
+    "encoding, expected",
+    [
+        ("ascii", rb"\u6570 \u2013 \xe9 \udce9"),
+        ("utf-8", "数 – é ".encode() + rb"\udce9"),
+        ("cp1252", rb"\u6570 " + b"\x96 \xe9 " + rb"\udce9"),
+    ],
+)
+def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch, encoding, expected):
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    print("数 7", "caf\udce9", file=stdout, flush=True)
-    assert written.getvalue() == rb"\u6570 7 caf\udce9" + b"\n"
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    print("数 – é \udce9", file=stdout, flush=True)
+    assert written.getvalue().rstrip() == expected
+
+
+def test_a_validation_is_printed_once_it_is_on_disk(tmp_path, monkeypatch):
+    seen = []
+
+    class Looking(io.StringIO):
+        def write(self, text):
+            if "validation error" in text:
+                seen.append(read_checkpoint(tmp_path / "c.npz").iteration)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Looking())
+    run(tmp_path)
+    assert seen == [2, 4, 6] and sys.stdout.getvalue().splitlines() == LINES
 
 
 def test_a_stream_is_the_one_of_the_moment(capsys):
