@@ -25,7 +25,12 @@ __all__ = sorted(_HOMES)
 def __getattr__(name):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    except AttributeError as error:
+        # Else ``from`` would say that there is no such name.
+        raise ImportError(f"{__name__}.{_HOMES[name]} cannot be imported: {error}") from error
+    return getattr(home, name)
 
 
 def __dir__():

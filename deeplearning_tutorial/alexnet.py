@@ -21,7 +21,6 @@ With fewer filters and units signals fade on their way up unless --deviation gro
 """
 
 import itertools
-import sys
 
 import numpy as np
 import pytensor
@@ -42,6 +41,7 @@ from deeplearning_tutorial.image_sets import read_image_sets
 from deeplearning_tutorial.layer_summary import from_arguments
 from deeplearning_tutorial.momentum import momentum_updates, zero_velocities
 from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.streams import stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
 
 
@@ -154,7 +154,7 @@ def train_alexnet(
     # All arguments, for they tell one run from another.
     files = TrainingFiles("alexnet", **arguments)
 
-    print("... loading data")
+    print("... loading data", file=stdout)
     datasets = [_shared(*split) for split in read_image_sets(dataset, image_side, n_classes)]
     files.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
@@ -164,7 +164,7 @@ def train_alexnet(
         batch_size, training=train_set_x, validation=valid_set_x, test=test_set_x
     )
 
-    print("... building the model")
+    print("... building the model", file=stdout)
     index = pt.lscalar("index")
     x = pt.tensor("x", dtype=train_set_x.dtype, shape=(None, CHANNELS, image_side, image_side))
     y = pt.ivector("y")
@@ -209,7 +209,7 @@ def train_alexnet(
     def train_model(index):
         return train_step(index, *architecture.draw_kept(seed, next(iterations), batch_size))
 
-    print("... training")
+    print("... training", file=stdout)
     result = train_with_patience(
         train_model,
         validate_model,
@@ -225,9 +225,9 @@ def train_alexnet(
         progress=progress,
         channel=channel,
     )
-    print("Optimization complete.")
-    print(result.summary())
-    print(f"The code for file alexnet.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
+    print("Optimization complete.", file=stdout)
+    print(result.summary(), file=stdout)
+    print(f"The code for file alexnet.py ran for {result.seconds / 60:.2f}m", file=stderr)
     return result
 
 

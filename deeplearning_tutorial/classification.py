@@ -1,7 +1,6 @@
 """Classify pictures and test sets with a saved model: the functions behind the command ``predict``."""
 
 import argparse
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +9,7 @@ import numpy as np
 from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data
 from deeplearning_tutorial.models import N_CLASSES, read_model
 from deeplearning_tutorial.pictures import as_text, read_picture
+from deeplearning_tutorial.streams import command, stderr, stdout
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def evaluate(model, x, y):
     return Evaluation(y, model.probabilities(x))
 
 
+@command
 def main(argv=None, description=None):
     """Classify the pictures that the command line names, or else the test set; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -153,7 +154,7 @@ def main(argv=None, description=None):
         test_set = (variable.get_value(borrow=True) for variable in datasets[2])
         _print_evaluation(evaluate(model, *test_set))
     except (OSError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
+        print(error, file=stderr)
         return 1
     return 0
 
@@ -161,25 +162,25 @@ def main(argv=None, description=None):
 def _print_recognitions(found, show):
     width = max(len(str(path)) for path in ["picture", *(each.path for each in found)])
     digits = "".join(f"{digit:6}" for digit in range(N_CLASSES))
-    print(f"{'':{width}}         probabilities in %\n{'picture':{width}}  digit  {digits}")
+    print(f"{'':{width}}         probabilities in %\n{'picture':{width}}  digit  {digits}", file=stdout)
     for each in found:
         if each.error is not None:
             # stdout first, that the message stands in its place where both are one terminal.
-            sys.stdout.flush()
-            print(each.error, file=sys.stderr)
+            stdout.flush()
+            print(each.error, file=stderr)
             continue
         percent = "".join(f"{100 * p:6.1f}" for p in each.probabilities)
-        print(f"{str(each.path):{width}}  {each.digit:5}  {percent}")
+        print(f"{str(each.path):{width}}  {each.digit:5}  {percent}", file=stdout)
         if show:
-            print(as_text(each.image))
+            print(as_text(each.image), file=stdout)
     return 1 if any(each.error for each in found) else 0
 
 
 def _print_evaluation(evaluation):
     n = len(evaluation.labels)
-    print(f"test error {100 * evaluation.error:f} % ({evaluation.n_wrong} of {n})")
+    print(f"test error {100 * evaluation.error:f} % ({evaluation.n_wrong} of {n})", file=stdout)
     width = max(5, len(str(n)) + 1)
-    print("digits by label (rows) and prediction (columns):")
-    print(" " * 4 + "".join(f"{digit:{width}}" for digit in range(N_CLASSES)))
+    print("digits by label (rows) and prediction (columns):", file=stdout)
+    print(" " * 4 + "".join(f"{digit:{width}}" for digit in range(N_CLASSES)), file=stdout)
     for label, row in enumerate(evaluation.confusions):
-        print(f"{label:4}" + "".join(f"{count:{width}}" for count in row))
+        print(f"{label:4}" + "".join(f"{count:{width}}" for count in row), file=stdout)

@@ -16,7 +16,10 @@ import numba
 import pytensor
 from threadpoolctl import threadpool_limits
 
-from deeplearning_tutorial import datasets
+import deeplearning_tutorial.compilation_cache  # noqa: F401  it comes before nnet
+from deeplearning_tutorial import datasets, streams
+from deeplearning_tutorial.interrupts import treat_sigterm_alike
+from deeplearning_tutorial.streams import stderr, stdout
 
 # The default first.
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
@@ -48,6 +51,8 @@ def run(function, description, published, minibatches, *, summary=None):
         Takes the arguments that were given, by name, and returns the text that the flag ``--summary`` prints
         instead of training.
     """
+    streams.prepare()
+    treat_sigterm_alike()
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +73,9 @@ def run(function, description, published, minibatches, *, summary=None):
     interrupt = None
     try:
         if summary_only:
-            print(summary(**arguments))
+            print(summary(**arguments), file=stdout)
+            if streams.finish():
+                sys.exit(1)
             return
         missing = [name for name in required(function) if name not in arguments]
         if missing:
@@ -81,26 +88,29 @@ def run(function, description, published, minibatches, *, summary=None):
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as error:
         # Before training begins an interrupt has neither a message nor a result.
-        print(str(error) or "Interrupted", file=sys.stderr)
+        print(str(error) or "Interrupted", file=stderr)
         interrupt = error
         result = getattr(interrupt, "result", None)
     if as_json and result is not None:
-        print(_as_json(function, arguments, result, interrupt is not None))
+        print(_as_json(function, arguments, result, interrupt is not None), file=stdout)
     if interrupt is not None:
         sys.exit(INTERRUPTED)
     if quiet and not as_json:
-        print(result.summary())
+        print(result.summary(), file=stdout)
     elif not quiet and defaults_used and result.minibatches == minibatches:
         _compare(result, published)
     if result.unwritten:
         sys.exit("\n".join(result.unwritten))
+    # The tutorial's lines are not what a run is for: that they were lost does not make it a failure.
+    if streams.finish() and (quiet or as_json):
+        sys.exit(1)
 
 
 def _lines_to(quiet, as_json):
     """Keep the tutorial's lines from stdout where something else is wanted there."""
     if quiet:
         return redirect_stdout(io.StringIO())
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+    return redirect_stdout(stderr) if as_json else nullcontext()
 
 
 def _as_json(function, arguments, result, interrupted):
@@ -285,7 +295,7 @@ def mnist_or_sample():
         print(
             f"{error}\n\nNOTICE: going on with the sample of 5,000 digits in {sample}. "
             "Its figures do not compare with the tutorial's.\n",
-            file=sys.stderr,
+            file=stderr,
         )
         return sample
 
@@ -297,8 +307,8 @@ def _compare(result, published):
         "epochs": result.epochs,
         "iteration": result.best_iteration,
     }
-    print(f"\n{'':18}{'published':>12}{'this run':>12}", file=sys.stderr)
+    print(f"\n{'':18}{'published':>12}{'this run':>12}", file=stderr)
     for name, figure in published.items():
         unit = "%" if "error" in name else ""
         form = ".6f" if unit else "d"
-        print(f"{name:18}{figure:12{form}}{measured[name]:12{form}} {unit}".rstrip(), file=sys.stderr)
+        print(f"{name:18}{figure:12{form}}{measured[name]:12{form}} {unit}".rstrip(), file=stderr)

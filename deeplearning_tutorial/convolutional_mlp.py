@@ -10,8 +10,6 @@ instead of averages, every feature map connected to all maps below, a softmax in
 Ported from the deep learning tutorial, "Convolutional Neural Networks (LeNet)".
 """
 
-import sys
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -40,6 +38,7 @@ from deeplearning_tutorial.nnet import (
 from deeplearning_tutorial.nnet.poolings import POOLINGS_BY_NAME
 from deeplearning_tutorial.nnet.shape_hint import lengths_of
 from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.streams import stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 0.91, "test error": 0.92, "iteration": 17800}
@@ -258,7 +257,7 @@ def evaluate_lenet5(
         batch_size, training=train_set_x, validation=valid_set_x, test=test_set_x
     )
 
-    print("... building the model")
+    print("... building the model", file=stdout)
     index = pt.lscalar("index")
     x = pt.matrix("x")
     y = pt.ivector("y")
@@ -337,7 +336,7 @@ def evaluate_lenet5(
         },
     )
 
-    print("... training")
+    print("... training", file=stdout)
     result = train_with_patience(
         train_model,
         validate_model,
@@ -353,9 +352,9 @@ def evaluate_lenet5(
         progress=progress,
         channel=channel,
     )
-    print("Optimization complete.")
-    print(result.summary())
-    print(f"The code for file convolutional_mlp.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
+    print("Optimization complete.", file=stdout)
+    print(result.summary(), file=stdout)
+    print(f"The code for file convolutional_mlp.py ran for {result.seconds / 60:.2f}m", file=stderr)
     return result
 
 

@@ -17,6 +17,7 @@ import platformdirs
 import pytensor
 
 from deeplearning_tutorial import formats
+from deeplearning_tutorial.streams import command, stderr, stdout
 
 MNIST = "mnist.pkl.gz"
 SAMPLE = "mnist_5k.npz"
@@ -39,10 +40,17 @@ def _own_folder():
 
 def _search_folders():
     named = os.environ.get(FOLDER_VARIABLE)
-    named = [Path(named).expanduser()] if named else []
+    named = [Path(os.path.expanduser(named))] if named else []
     # A wheel carries the sample in the package.
     inside = [_PACKAGE / "data"] if (_PACKAGE / "data").is_dir() else []
-    return [Path.cwd(), *named, _own_folder(), *inside]
+    return [*_working_directory(), *named, _own_folder(), *inside]
+
+
+def _working_directory():
+    try:
+        return [Path.cwd()]
+    except OSError:  # It has been removed, or is out of reach.
+        return []
 
 
 def sample_path():
@@ -60,7 +68,7 @@ def sample_path():
     """
     places = [_PACKAGE / "data" / SAMPLE, _PACKAGE.parent / "data" / SAMPLE]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # False also where its folder cannot be read
             return place
     raise DatasetNotFoundError(
         f"the sample {SAMPLE} is in neither {places[0].parent} nor {places[1].parent}; reinstall the package"
@@ -74,13 +82,14 @@ def _mnist_in(folder):
     if not missing and not others:
         return folder
     if not missing:
-        print(f"Passing over {folder}: {others[0].name} is no IDX file", file=sys.stderr)
+        print(f"Passing over {folder}: {others[0].name} is no IDX file", file=stderr)
     npz = folder / "mnist.npz"
     return npz if npz.is_file() else None
 
 
 def _listed(folders):
-    return "\n".join(f"  {folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders)
+    lines = (f"  {folder}{'' if os.path.isdir(folder) else ' (no such folder)'}" for folder in folders)
+    return "\n".join(lines)
 
 
 def locate(dataset):
@@ -108,22 +117,27 @@ def locate(dataset):
     """
     name = os.fspath(dataset)
     if os.path.split(name)[0]:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.exists():
             raise DatasetNotFoundError(f"dataset={name!r} does not exist; give the path of a file that does")
         return path
     if not name:
         raise ValueError(f"dataset={name!r} is empty; use e.g. dataset={MNIST!r}")
-    folders = _search_folders()
+    folders, within_reach = _search_folders(), []
     for folder in folders:
-        if (folder / name).exists():
-            return folder / name
+        try:
+            if (folder / name).exists():
+                return folder / name
+        except OSError as error:
+            print(f"Passing over {folder}: {error.strerror or error}", file=stderr)
+        else:
+            within_reach.append(folder)
     if name != MNIST:
         raise DatasetNotFoundError(
             f"dataset={name!r} is in none of the folders\n{_listed(folders)}\n"
             f"give its path, set {FOLDER_VARIABLE} to its folder, or use dataset={MNIST!r} to download MNIST"
         )
-    for folder in folders:
+    for folder in within_reach:
         found = _mnist_in(folder)
         if found is not None:
             return found
@@ -177,7 +191,7 @@ def load_data(dataset):
         If the file is damaged, or holds anything but pairs of arrays that fit each other.
     """
     path = locate(dataset)
-    print("... loading data")
+    print("... loading data", file=stdout)
     return [_shared(x, y) for x, y in formats.read_pairs(path)]
 
 
@@ -187,6 +201,7 @@ def check_mnist(dataset, datasets):
         formats.check_pair(*(v.get_value(borrow=True) for v in split), f"dataset={dataset!r}, {name} set")
 
 
+@command
 def main(argv=None):
     """Find or download a data set, verify it and print its splits."""
     parser = argparse.ArgumentParser(
@@ -205,16 +220,17 @@ def main(argv=None):
             _show_digit(*splits[0], args.show, args.output or f"digit-{args.show}.png")
             return 0
     except (OSError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
+        print(error, file=stderr)
         return 1
-    print(path)
+    print(path, file=stdout)
     for name, (x, _y) in zip(formats.SPLITS, splits, strict=True):
-        print(f"  {name:<5} {len(x):>6} images")
+        print(f"  {name:<5} {len(x):>6} images", file=stdout)
     if path.is_dir():
         from deeplearning_tutorial.download import is_original
 
         original = all(is_original(file) for file in formats.find_idx(path)[0])
-        print(f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST")
+        told = f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST"
+        print(told, file=stdout)
     return 0
 
 
@@ -224,13 +240,13 @@ def _show_digit(x, y, index, output):
 
     if not 0 <= index < len(y):
         raise ValueError(f"--show {index} is not in the training set; use a number from 0 to {len(y) - 1}")
-    print(pictures.as_text(x[index]))
-    print(f"training digit {index}, label {y[index]}")
     pictures.write_picture(output, x[index])
-    print(output)
+    print(pictures.as_text(x[index]), file=stdout)
+    print(f"training digit {index}, label {y[index]}", file=stdout)
+    print(output, file=stdout)
     # What is written to a file or a pipe nobody looks at; a terminal may be one without a display.
     has_display = sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
-    if sys.stdout.isatty() and has_display:
+    if stdout.isatty() and has_display:
         with pictures.require_pillow().open(output) as picture:
             picture.show()
 

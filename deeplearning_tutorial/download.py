@@ -7,7 +7,6 @@ A slow but steady one goes on. ``pooch`` verifies as well, but neither its time 
 """
 
 import hashlib
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ import requests
 from tqdm import tqdm
 
 from deeplearning_tutorial.atomic_files import part_file, put_in_place, remove_stale_parts, write_all
+from deeplearning_tutorial.streams import stderr
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -157,7 +157,7 @@ def _fetch(url, target, silence, mirrors_left, bar):
         with suppress(FileNotFoundError):
             if sha256_of(target) == sha256:
                 return
-            print(f"Replacing {target}, which is not MNIST's original", file=sys.stderr)
+            print(f"Replacing {target}, which is not MNIST's original", file=stderr)
         put_in_place(file, part, target)
         # A disk that takes its time is not the mirrors' silence.
         silence.heard()
@@ -200,9 +200,9 @@ def _download(folder):
     total = sum(EXPECTED[target.name][0] for target in targets)
     mirrors = list(MIRRORS)
     silence = _Silence()
-    print(f"Downloading MNIST into {folder}", file=sys.stderr)
+    print(f"Downloading MNIST into {folder}", file=stderr)
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False, file=stderr) as bar:
         done = 0
         for target in targets:
             failures = []

@@ -1,27 +1,17 @@
 """The patience loop that trains every model of the tutorial."""
 
 import math
-import os
-import signal
-import sys
-import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 from timeit import default_timer
 
 import numpy as np
 from tqdm import tqdm
 
+from deeplearning_tutorial.interrupts import on_interrupt
 from deeplearning_tutorial.parameters import copy_parameters
 from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, TrainingResult, Validation
+from deeplearning_tutorial.streams import past_bars, stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
-
-# A log file gets a line of progress now and then, a terminal a smooth bar.
-_BAR = {
-    "desc": "compiling",
-    "unit": "minibatch",
-    "dynamic_ncols": True,
-    "mininterval": 0.1 if sys.stderr.isatty() else 10,
-}
 
 
 def train_with_patience(
@@ -99,7 +89,7 @@ def train_with_patience(
     compiled = stopped = False
     start = default_timer() - result.seconds
     total = min(n_iterations, patience + 1)
-    with tqdm(initial=iteration, total=total, disable=not progress, **_BAR) as bar, _Interrupt() as interrupt:
+    with _progress_bar(iteration, total, progress) as bar, _Interrupt() as interrupt:
         try:
             while iteration < n_iterations and iteration <= patience and not (interrupt.requested or stopped):
                 epoch, minibatch = divmod(iteration, n_train_batches)
@@ -112,25 +102,23 @@ def train_with_patience(
                 iteration += 1
 
                 if iteration % validation_frequency == 0:
-                    position = f"epoch {epoch + 1}, minibatch {minibatch + 1}/{n_train_batches}"
-                    error = _mean_error(validate_model, n_valid_batches)
+                    error = _mean_error(validate_model, n_valid_batches, interrupt)
                     test_error = None
-                    _print(f"{position}, validation error {error * 100:f} %")
                     if error < result.best_validation_error:
                         if error < result.best_validation_error * improvement_threshold:
                             # Counted from 0, this is iteration - 1.
                             patience = max(patience, (iteration - 1) * patience_increase)
                             bar.total = min(n_iterations, patience + 1)
-                        test_error = _mean_error(test_model, n_test_batches)
+                        test_error = _mean_error(test_model, n_test_batches, interrupt)
                         result.best_validation_error = error
                         result.best_iteration = iteration
                         result.test_error = test_error
                         result.best_parameters = copy_parameters(parameters)
-                        _print(f"     {position}, test error of best model {test_error * 100:f} %")
                     result.seconds = default_timer() - start
                     when = epoch + 1, minibatch + 1, iteration
                     result.history.append(Validation(*when, cost, error, test_error, result.seconds))
                     files.write(result, iteration, patience, parameters, optimiser)
+                    _print_validation(result.history[-1], n_train_batches)
                     stopped = channel is not None and channel(result.history[-1]) == "stop"
 
                 if not compiled:
@@ -154,6 +142,20 @@ def train_with_patience(
     return result
 
 
+def _progress_bar(iteration, total, shown):
+    return tqdm(
+        desc="compiling",
+        unit="minibatch",
+        initial=iteration,
+        total=total,
+        disable=not shown,
+        file=stderr,
+        dynamic_ncols=True,
+        # A log file gets a line of progress now and then, a terminal a smooth bar.
+        mininterval=0.1 if stderr.isatty() else 10,
+    )
+
+
 class _Interrupt:
     """Let Ctrl-C only ask for an end, so that it does not come in the midst of an update of the parameters.
 
@@ -162,30 +164,30 @@ class _Interrupt:
 
     def __init__(self):
         self.requested = False
-        self._deferred = False
+        self._acknowledged = False
+        self._deferred = ExitStack()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        if self._deferred:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._deferred.close()
 
     def defer(self):
         """Begin to hold Ctrl-C back, unless the caller handles it in a way of their own."""
-        if (
-            # Only the main thread may set handlers.
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            self._deferred = True
-            signal.signal(signal.SIGINT, self._request)
+        self._deferred.enter_context(on_interrupt(self._request))
 
+    def acknowledge(self):
+        """Tell, once, who has pressed Ctrl-C what is still to come."""
+        if self.requested and not self._acknowledged:
+            self._acknowledged = True
+            _print("Stopping after this validation; Ctrl-C again stops at once", file=stderr)
+
+    # Nothing but the flag: it may come in the midst of writing a line, or of compiled code.
     def _request(self, signum, frame):
+        if self.requested:
+            raise KeyboardInterrupt
         self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not by print: the signal may have come while sys.stderr was being written.
-        os.write(2, b"\nStopping after this minibatch or validation; Ctrl-C again stops at once\n")
 
 
 def _interrupted(when, result, files):
@@ -201,11 +203,21 @@ def _diverged(cost, iteration, result, files):
     )
 
 
-def _mean_error(model, n_batches):
-    return float(np.mean([model(index) for index in range(n_batches)]))
+def _mean_error(model, n_batches, interrupt):
+    errors = []
+    for index in range(n_batches):
+        interrupt.acknowledge()
+        errors.append(model(index))
+    return float(np.mean(errors))
 
 
-def _print(*values):
-    # Only on a terminal does a line of output have to get past the bar.
-    with tqdm.external_write_mode(file=sys.stdout) if sys.stderr.isatty() else nullcontext():
-        print(*values, flush=True)
+def _print_validation(validation, n_train_batches):
+    position = f"epoch {validation.epoch}, minibatch {validation.minibatch}/{n_train_batches}"
+    _print(f"{position}, validation error {validation.validation_error * 100:f} %")
+    if validation.test_error is not None:
+        _print(f"     {position}, test error of best model {validation.test_error * 100:f} %")
+
+
+def _print(*values, file=stdout):
+    with past_bars():
+        print(*values, file=file, flush=True)

@@ -13,8 +13,6 @@ bitmaps, which are no probabilities. The activation is tanh, not 1.7159 tanh(2x/
 factors, which are meant for targets of +1 and -1; --activation scaled_tanh has them. Pixels go from 0 to 1.
 """
 
-import sys
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -28,6 +26,7 @@ from deeplearning_tutorial.layer_summary import from_arguments
 from deeplearning_tutorial.lenet5_architecture import LeNet5
 from deeplearning_tutorial.logistic_sgd import load_data
 from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.streams import stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
 
 # After 20 passes over all 60,000 images, of which 50,000 train here (section III.B, without distortions).
@@ -134,7 +133,7 @@ def train_lenet5(
         batch_size, training=train_set_x, validation=valid_set_x, test=test_set_x
     )
 
-    print("... building the model")
+    print("... building the model", file=stdout)
     index = pt.lscalar("index")
     x = pt.matrix("x")
     y = pt.ivector("y")
@@ -172,7 +171,7 @@ def train_lenet5(
         },
     )
 
-    print("... training")
+    print("... training", file=stdout)
     result = train_with_patience(
         train_model,
         validate_model,
@@ -187,9 +186,9 @@ def train_lenet5(
         progress=progress,
         channel=channel,
     )
-    print("Optimization complete.")
-    print(result.summary())
-    print(f"The code for file lenet5.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
+    print("Optimization complete.", file=stdout)
+    print(result.summary(), file=stdout)
+    print(f"The code for file lenet5.py ran for {result.seconds / 60:.2f}m", file=stderr)
     return result
 
 

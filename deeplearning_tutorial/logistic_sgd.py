@@ -8,12 +8,11 @@ The model gives class ``i`` the probability ``softmax(dot(x, W) + b)[i]`` and pr
 Ported from the deep learning tutorial, "Classifying MNIST digits using Logistic Regression".
 """
 
-import sys
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+import deeplearning_tutorial.compilation_cache  # noqa: F401  it comes before nnet
 import deeplearning_tutorial.nnet  # noqa: F401  its rewrites make all three scripts faster
 from deeplearning_tutorial import command_line
 from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
@@ -21,6 +20,7 @@ from deeplearning_tutorial.datasets import check_mnist, load_data
 from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.parameters import load_parameters, named_parameters
+from deeplearning_tutorial.streams import stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74}
@@ -181,7 +181,7 @@ def sgd_optimization_mnist(
         batch_size, training=train_set_x, validation=valid_set_x, test=test_set_x
     )
 
-    print("... building the model")
+    print("... building the model", file=stdout)
     index = pt.lscalar("index")
     x = pt.matrix("x")
     y = pt.ivector("y")
@@ -220,7 +220,7 @@ def sgd_optimization_mnist(
         },
     )
 
-    print("... training the model")
+    print("... training the model", file=stdout)
     result = train_with_patience(
         train_model,
         validate_model,
@@ -237,10 +237,12 @@ def sgd_optimization_mnist(
     )
     print(
         f"Optimization complete with best validation score of {result.best_validation_error * 100:f} %,"
-        f"with test performance {result.test_error * 100:f} %"
+        f"with test performance {result.test_error * 100:f} %",
+        file=stdout,
     )
-    print(f"The code run for {result.epochs} epochs, with {result.epochs / result.seconds:f} epochs/sec")
-    print(f"The code for file logistic_sgd.py ran for {result.seconds:.1f}s", file=sys.stderr)
+    speed = result.epochs / result.seconds
+    print(f"The code run for {result.epochs} epochs, with {speed:f} epochs/sec", file=stdout)
+    print(f"The code for file logistic_sgd.py ran for {result.seconds:.1f}s", file=stderr)
     return result
 
 
@@ -277,8 +279,8 @@ def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):
     check_mnist(dataset, datasets)
     test_set_x, _test_set_y = datasets[2]
     predicted_values = predict_model(test_set_x.get_value(borrow=True)[:10])
-    print("Predicted values for the first 10 examples in test set:")
-    print(predicted_values)
+    print("Predicted values for the first 10 examples in test set:", file=stdout)
+    print(predicted_values, file=stdout)
     return predicted_values
 
 

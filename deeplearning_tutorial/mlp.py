@@ -7,8 +7,6 @@
 Ported from the deep learning tutorial, "Multilayer Perceptron".
 """
 
-import sys
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -21,6 +19,7 @@ from deeplearning_tutorial.early_stopping import train_with_patience
 from deeplearning_tutorial.experiments import experiment_of
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
 from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.streams import stderr, stdout
 from deeplearning_tutorial.training_files import TrainingFiles
 
 PUBLISHED = {"validation error": 1.69, "test error": 1.65, "iteration": 2070000}
@@ -211,7 +210,7 @@ def test_mlp(
         batch_size, training=train_set_x, validation=valid_set_x, test=test_set_x
     )
 
-    print("... building the model")
+    print("... building the model", file=stdout)
     index = pt.lscalar("index")
     x = pt.matrix("x")
     y = pt.ivector("y")
@@ -250,7 +249,7 @@ def test_mlp(
         },
     )
 
-    print("... training")
+    print("... training", file=stdout)
     result = train_with_patience(
         train_model,
         validate_model,
@@ -267,8 +266,8 @@ def test_mlp(
         progress=progress,
         channel=channel,
     )
-    print(f"Optimization complete. {result.summary()}")
-    print(f"The code for file mlp.py ran for {result.seconds / 60:.2f}m", file=sys.stderr)
+    print(f"Optimization complete. {result.summary()}", file=stdout)
+    print(f"The code for file mlp.py ran for {result.seconds / 60:.2f}m", file=stderr)
     return result
 
 

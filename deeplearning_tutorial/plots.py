@@ -2,6 +2,9 @@
 
 import io
 import math
+import os
+import sys
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -14,16 +17,35 @@ _WIDTH = 480
 
 def require_matplotlib(what="the report needs"):
     """Import matplotlib's ``Figure``; raise ImportError that says who needs it and how to install it."""
+    # It cannot be imported where this names a backend that is not installed, and none is needed here.
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             f"{what} matplotlib, which is not installed; install it with pip install matplotlib"
         ) from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
     return Figure
 
 
+@contextmanager
+def default_settings():
+    """Have matplotlib draw as if nobody had configured it; its settings come back afterwards."""
+    require_matplotlib()
+    import matplotlib.style
+
+    with matplotlib.style.context("default"):
+        yield
+
+
+@default_settings()
 def learning_curves(result, published):
     """Draw training cost, validation and test error over the epochs.
 
@@ -75,6 +97,7 @@ def _scale(axes):
         axes.set_ylim(bottom=min(0, values.min()))
 
 
+@default_settings()
 def confusion_matrix(confusions):
     """Draw how many images of each digit are taken for which, the wrong ones shaded by number.
 
@@ -101,6 +124,7 @@ def confusion_matrix(confusions):
     return _png(figure)
 
 
+@default_settings()
 def wrong_digits(images, labels, predicted, confidence):
     """Draw misclassified digits, each with its label, the prediction and the probability of that.
 

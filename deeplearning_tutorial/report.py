@@ -22,6 +22,7 @@ from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data, sample
 from deeplearning_tutorial.feature_maps import feature_maps
 from deeplearning_tutorial.models import ARCHITECTURES, model_of
 from deeplearning_tutorial.page import Picture, Section, Table, page
+from deeplearning_tutorial.streams import command, stderr, stdout
 
 _TITLES = {
     "logistic_sgd": "Logistic regression on MNIST",
@@ -252,6 +253,7 @@ def _count(n, noun):
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+@command
 def main(argv=None):
     """Write the report that the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -267,10 +269,11 @@ def main(argv=None):
     parser.add_argument("--digit", type=int, default=0, help="test digit to follow (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.checkpoint, args.output, dataset=args.dataset, digit=args.digit))
+        path = write_report(args.checkpoint, args.output, dataset=args.dataset, digit=args.digit)
     except (OSError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
+        print(error, file=stderr)
         return 1
+    print(path, file=stdout)
     return 0
 
 

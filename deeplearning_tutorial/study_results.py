@@ -7,12 +7,13 @@ import os
 import shlex
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.command_line import MODES
-from deeplearning_tutorial.plots import require_matplotlib
+from deeplearning_tutorial.plots import default_settings, require_matplotlib
 from deeplearning_tutorial.search_space import as_text
 from deeplearning_tutorial.study_storage import require_optuna
 from deeplearning_tutorial.study_worker import counting
@@ -148,12 +149,6 @@ def write_plots(folder, study):
     """
     optuna = require_optuna()
     require_matplotlib(_NEED)
-    import matplotlib
-
-    # Before Optuna imports pyplot, which looks for a display.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _without_the_withdrawn(optuna, study)
@@ -162,25 +157,35 @@ def write_plots(folder, study):
     for name, needed, options in _PLOTS:
         if n_complete < needed:
             continue
-        with warnings.catch_warnings():
-            # That the plots are experimental, as Optuna has called them for years, and that few trials may
-            # leave an axis without length.
-            warnings.simplefilter("ignore")
-            axes = getattr(optuna.visualization.matplotlib, f"plot_{name}")(drawn, **options)
+        path = folder / f"{name}.png"
+        plot = getattr(optuna.visualization.matplotlib, f"plot_{name}")
+        write_atomically(path, _drawn(plot, drawn, options))
+        written.append(path)
+    return written
+
+
+@default_settings()
+def _drawn(plot, study, options):
+    """Return one of Optuna's plots as the bytes of a PNG file."""
+    from matplotlib import pyplot
+    from matplotlib.backends import backend_agg
+
+    # Optuna draws with pyplot, whose backend is the user's, and may need a display or a package.
+    with patch.object(pyplot, "_backend_mod", backend_agg), warnings.catch_warnings():
+        # That the plots are experimental, as Optuna has called them for years, and that few trials may leave
+        # an axis without length.
+        warnings.simplefilter("ignore")
         # One, or an array of as many as there are parameters.
-        panels = np.ravel(axes)
+        panels = np.ravel(plot(study, **options))
         figure = panels[0].figure
         figure.set_size_inches(max(9, 4 * len(panels)), 6)
         legend = panels[0].get_legend()
         if legend is not None and len(legend.get_texts()) > _MOST_LEGENDS:
             legend.remove()
-        path = folder / f"{name}.png"
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120, bbox_inches="tight")
-        write_atomically(path, picture.getvalue())
         pyplot.close(figure)
-        written.append(path)
-    return written
+    return picture.getvalue()
 
 
 def _without_the_withdrawn(optuna, study):

@@ -7,9 +7,7 @@ life now and then; one that stays silent is taken for dead and tried again.
 
 import io
 import os
-import signal
 import socket
-import sys
 import threading
 import time
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -17,8 +15,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from deeplearning_tutorial.interrupts import on_interrupt
 from deeplearning_tutorial.results import DivergenceError
 from deeplearning_tutorial.search_space import suggest
+from deeplearning_tutorial.streams import stderr
 from deeplearning_tutorial.study_storage import require_optuna
 
 PRUNERS = ("median", "hyperband", "successive_halving", "none")
@@ -55,23 +55,6 @@ def counting(study):
         if trial.state.name != "FAIL"
         or (trial.user_attrs.get("retries", 0) >= MAX_RETRIES and "withdrawn" not in trial.user_attrs)
     ]
-
-
-@contextmanager
-def on_interrupt(handler):
-    """Have a handler called where Ctrl-C, or SIGTERM treated alike, would raise KeyboardInterrupt."""
-    signals = []
-    # Only the main thread may set handlers.
-    if threading.current_thread() is threading.main_thread():
-        both = signal.SIGINT, signal.SIGTERM
-        signals = [each for each in both if signal.getsignal(each) is signal.default_int_handler]
-    try:
-        for each in signals:
-            signal.signal(each, handler)
-        yield
-    finally:
-        for each in signals:
-            signal.signal(each, signal.default_int_handler)
 
 
 class Worker:
@@ -164,7 +147,7 @@ class Worker:
             except ValueError:
                 self._withdraw(trial, "refused")
                 told = "no trial has worked yet; correct the arguments, or try others with the same command"
-                print(told, file=sys.stderr, flush=True)
+                print(told, file=stderr, flush=True)
                 raise
             except Exception as error:
                 trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
@@ -172,7 +155,7 @@ class Worker:
                 raise
             self.study.tell(trial, value, state)
             return self._announce(trial.number)
-        print(f"trial {trial.number} was silent for too long, so it is tried again", file=sys.stderr)
+        print(f"trial {trial.number} was silent for too long, so it is tried again", file=stderr)
 
     def _train(self, trial):
         """Run the experiment; return the trial's state and value."""
@@ -229,7 +212,7 @@ class Worker:
         ]
         if "reason" in attributes:
             told.append(f"pruned: {attributes['reason']}")
-        print(", ".join(told), file=sys.stderr, flush=True)
+        print(", ".join(told), file=stderr, flush=True)
 
     def _withdraw(self, trial, why):
         """Fail a trial of this worker that does not count; tell whether it had not ended before."""

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from dataclasses import astuple, fields, replace
 
 import pytensor
@@ -26,6 +25,7 @@ from deeplearning_tutorial.parameters import (
     save_parameters,
 )
 from deeplearning_tutorial.results import Validation
+from deeplearning_tutorial.streams import stderr
 
 
 class TrainingFiles:
@@ -132,12 +132,12 @@ class TrainingFiles:
                 param.container.storage[0] = value
             else:
                 param.set_value(value.astype(param.dtype))
-        print(f"Going on after iteration {resumed.iteration} from {self._checkpoint}", file=sys.stderr)
+        print(f"Going on after iteration {resumed.iteration} from {self._checkpoint}", file=stderr)
         if resumed.versions != VERSIONS:
             print(
                 f"NOTICE: {self._checkpoint} was written with {_listed(resumed.versions)}; "
                 f"with {_listed(VERSIONS)} the last digits may come out otherwise.",
-                file=sys.stderr,
+                file=stderr,
             )
         result = replace(resumed.result, history=list(resumed.result.history))
         return result, resumed.iteration, resumed.patience
@@ -185,7 +185,7 @@ class TrainingFiles:
     def _resume(self, script):
         path = self._checkpoint
         if not path.exists():
-            print(f"There is no checkpoint {path} yet: training starts anew", file=sys.stderr)
+            print(f"There is no checkpoint {path} yet: training starts anew", file=stderr)
             return
         resumed = read_checkpoint(path)
         there, here = resumed.arguments, self.arguments
@@ -220,7 +220,7 @@ class TrainingFiles:
             message = f"{what} could not be written to {path}: {error.strerror or error}"
             if self.unwritten.get(what) != message:
                 # Not by print, for there may be a progress bar.
-                tqdm.write(f"WARNING: {message}; each validation tries again", file=sys.stderr)
+                tqdm.write(f"WARNING: {message}; each validation tries again", file=stderr)
             self.unwritten[what] = message
         else:
             self.unwritten.pop(what, None)

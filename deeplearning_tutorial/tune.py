@@ -26,6 +26,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -36,17 +37,22 @@ from deeplearning_tutorial import command_line, study_results
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
 from deeplearning_tutorial.datasets import check_mnist
+from deeplearning_tutorial.interrupts import on_interrupt, treat_sigterm_alike
 from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.search_space import Range, merge, parse_searches, read_space
+from deeplearning_tutorial.streams import command, stderr, stdout
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
-from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
+from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner
 from deeplearning_tutorial.training_files import back_end
 
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Seconds between two looks at the workers.
+_POLL = 0.1
 # Files of one run have no place in a study of many.
 _WITHOUT = command_line.FILES - {"dataset"}
 
 
+@command
 def main(argv=None):
     """Run or show the study that the command line describes; return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -57,10 +63,10 @@ def main(argv=None):
         except optuna.exceptions.OptunaError as error:
             raise OSError(f"the storage failed: {error.__cause__ or error}") from error
     except (ValueError, OSError, ImportError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here", file=sys.stderr)
+        print("Stopped; the same command goes on from here", file=stderr)
         return command_line.INTERRUPTED
 
 
@@ -117,7 +123,7 @@ def _run(argv):
             worker.run()
             return 0
         done = sum(trial.state.is_finished() for trial in counting(study))
-        print(f"study {study_name}: {done} of {options.n_trials} trials done", file=sys.stderr, flush=True)
+        print(f"study {study_name}: {done} of {options.n_trials} trials done", file=stderr, flush=True)
         if options.workers == 1:
             worker.run()
         else:
@@ -261,45 +267,43 @@ def _run_workers(argv, n_workers, threads_given):
     shares = {} if threads_given else {name: str(threads) for name in _THREADS}
     # Ctrl-C comes to this process alone, which passes it on.
     options = {"process_group": 0} if os.name == "posix" else {}
-    processes, interrupted = [], False
-
-    def interrupt(signum, frame):
-        nonlocal interrupted
-        interrupted = True
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-
-    with on_interrupt(interrupt):
+    processes, interrupts, n_passed_on = [], [], 0
+    with on_interrupt(lambda *signalled: interrupts.append(signalled)):
         for number in range(n_workers):
-            if not interrupted:
-                command = [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)]
-                processes.append(subprocess.Popen(command, env=os.environ | shares, **options))
-        for number, process in enumerate(processes):
-            if process.wait() and not interrupted:
-                print(f"worker {number} ended with status {process.returncode}", file=sys.stderr)
-    if interrupted:
+            if not interrupts:
+                words = [sys.executable, "-m", "deeplearning_tutorial.tune", *argv, "--worker", str(number)]
+                processes.append(subprocess.Popen(words, env=os.environ | shares, **options))
+        while any(process.poll() is None for process in processes):
+            if n_passed_on < len(interrupts):
+                n_passed_on = len(interrupts)
+                for process in processes:
+                    process.send_signal(signal.SIGINT)
+            time.sleep(_POLL)
+    if interrupts:
         raise KeyboardInterrupt
+    for number, process in enumerate(processes):
+        if process.returncode:
+            print(f"worker {number} ended with status {process.returncode}", file=stderr)
 
 
 def _report(options, module, experiment, study):
     rows = study_results.rows_of(study)
-    print(study_results.table(rows))
+    if options.csv is not None:
+        study_results.write_csv(Path(options.csv), rows)
+    pictures = [] if options.plots is None else study_results.write_plots(options.plots, study)
+    print(study_results.table(rows), file=stdout)
     is_complete = bool(rows) and rows[0]["state"] == "complete"
     if is_complete:
         best = study.trials[rows[0]["trial"]]
         arguments = best.user_attrs["arguments"] | study_results.configuration_of(study)
-        command = study_results.command_of(module, arguments, command_line.required(experiment.function))
-        print(f"\nThe best again:\n  {command}")
-    if options.csv is not None:
-        study_results.write_csv(Path(options.csv), rows)
-    if options.plots is not None:
-        for path in study_results.write_plots(options.plots, study):
-            print(path, file=sys.stderr)
+        again = study_results.command_of(module, arguments, command_line.required(experiment.function))
+        print(f"\nThe best again:\n  {again}", file=stdout)
+    for path in pictures:
+        print(path, file=stderr)
     n_finished = sum(row["state"] not in ("running", "waiting") for row in rows)
     return 0 if options.show or (n_finished >= options.n_trials and is_complete) else 1
 
 
 if __name__ == "__main__":
-    # How a scheduler ends a job.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    treat_sigterm_alike()
     sys.exit(main())

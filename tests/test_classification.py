@@ -1,3 +1,4 @@
+import io
 import re
 import sys
 
@@ -133,6 +134,24 @@ def test_the_command_runs_as_a_module_that_hides_no_function(run_script, model_p
     assert "one.png" in ended.stdout and ended.stderr == ""
     assert "deeplearning_tutorial.predict" not in sys.modules
     assert deeplearning_tutorial.predict is logistic_sgd.predict
+
+
+def test_a_name_that_the_output_cannot_show_is_escaped(run_script, model_path, pictures):
+    path = pictures[0].rename(pictures[0].with_name("数字.png"))
+    arguments = {"cwd": model_path.parent, "flags": "mode=FAST_COMPILE", "PYTHONIOENCODING": "ascii"}
+    ended = run_script("predict", model_path, path.name, "没有.png", pictures[2].name, **arguments)
+    assert ended.returncode == 1 and "\\u6ca1\\u6709.png" in ended.stderr
+    rows = ended.stdout.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == [r"\u6570\u5b57.png", "other.png"]
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_pictures_are_read_where_nobody_can_be_told(model_path, pictures, monkeypatch, stream):
+    lost = io.StringIO()
+    lost.close()
+    monkeypatch.setattr(sys, "stdout", lost if stream else None)
+    monkeypatch.setattr(sys, "stderr", lost if stream else None)
+    assert main([str(model_path), *map(str, pictures)]) == 1
 
 
 def test_help_shows_how_the_command_is_used(run_script, tmp_path):

@@ -229,6 +229,39 @@ def test_an_unknown_bare_name_is_refused_with_the_folders_searched(places):
     assert f"\n  {places.here}\n  {places.named} (no such folder)\n  {places.own}\n" in message
 
 
+@pytest.mark.parametrize("name", ["mnist.pkl.gz", "digits.npz"])
+@pytest.mark.parametrize("reason", ["Permission denied", "Input/output error", "Stale file handle"])
+def test_a_folder_that_cannot_be_read_is_passed_over_aloud(places, monkeypatch, capsys, name, reason):
+    exists = Path.exists
+
+    def unreadable(path, **options):
+        if path.parent in (places.here, places.named):
+            raise OSError(5, reason)
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", unreadable)
+    path = write_npz(places.own / "digits.npz").rename(places.own / name)
+    assert datasets.locate(name) == path
+    told = [f"Passing over {folder}: {reason}" for folder in (places.here, places.named)]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+def test_mnist_is_found_from_a_working_directory_that_was_removed(places, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    write_idx(places.named)
+    assert datasets.locate("mnist.pkl.gz") == places.named
+    with pytest.raises(datasets.DatasetNotFoundError, match="other.npz.*in none of the folders"):
+        datasets.locate("other.npz")
+
+
+def test_a_home_that_nobody_knows_is_no_folder(places, monkeypatch):
+    monkeypatch.setenv("DEEPLEARNING_TUTORIAL_DATA", "~nobody_of_this_name/mnist")
+    write_idx(places.own)
+    assert datasets.locate("mnist.pkl.gz") == places.own
+
+
 def test_an_empty_name_is_refused():
     with pytest.raises(ValueError, match="dataset='' is empty"):
         locate("")
@@ -347,6 +380,13 @@ def test_the_picture_is_opened_where_somebody_can_see_it(
         monkeypatch.setenv(environment, ":0")
     assert datasets.main(["d.npz", "--show", "0"]) == 0
     assert shown == ([(560, 560)] if opened else [])
+
+
+def test_a_digit_is_written_where_stdout_is_missing(places, monkeypatch):
+    write_npz(places.here / "d.npz")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert datasets.main(["d.npz", "--show", "7"]) == 0
+    assert (places.here / "digit-7.png").exists()
 
 
 @pytest.mark.parametrize("index", [-1, 10])

@@ -1,5 +1,7 @@
 import math
+import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -279,7 +281,7 @@ def test_the_bar_ends_where_patience_will_end(capsys):
 
 
 def test_lines_on_a_terminal_get_past_the_bar(capsys, monkeypatch):
-    monkeypatch.setattr(early_stopping.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     Script([0.5]).run(n_train_batches=2, n_epochs=1, patience=100, progress=True)
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1, minibatch 2/2, validation error 50.000000 %",
@@ -350,8 +352,8 @@ def test_a_resumed_run_goes_on_counting_its_seconds(resumable, monkeypatch):
 class Interrupted(Script):
     """A script during whose training, at some iterations, Ctrl-C is pressed a number of times."""
 
-    def __init__(self, errors, ctrl_c, presses):
-        super().__init__(errors)
+    def __init__(self, errors, ctrl_c, presses, **options):
+        super().__init__(errors, **options)
         self.ctrl_c, self.presses = ctrl_c, presses
 
     def train(self, index):
@@ -395,10 +397,12 @@ def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_checkpoint(resumable,
     assert read_checkpoint(tmp_path / "c.npz").iteration == 3
 
 
-def test_the_first_ctrl_c_says_what_a_second_would_do(ctrl_c, capfd):
+def test_who_presses_ctrl_c_before_a_validation_is_told_what_a_second_would_do(ctrl_c, capsys):
     with pytest.raises(TrainingInterrupted):
-        Interrupted([], ctrl_c, {2: 1}).run(n_train_batches=3, n_epochs=1, patience=100)
-    assert "Stopping after this minibatch or validation; Ctrl-C again stops at once" in capfd.readouterr().err
+        Interrupted([0.5] * 2, ctrl_c, {3: 1}, n_valid_batches=2).run(
+            n_train_batches=3, n_epochs=2, patience=100
+        )
+    assert capsys.readouterr().err == "Stopping after this validation; Ctrl-C again stops at once\n"
 
 
 def test_ctrl_c_while_the_first_minibatch_compiles_interrupts_at_once(ctrl_c):
@@ -463,7 +467,7 @@ def test_files_that_could_not_be_written_in_the_end_are_in_the_result(tmp_path, 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(early_stopping.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     files = TrainingFiles(save=tmp_path / "m.npz")
     result = Script([0.5, 0.4]).run(n_train_batches=2, n_epochs=2, patience=100, files=files)
     assert result.best_validation_error == 0.4 and result.best_parameters["layer.W"].tolist() == [4, 4]

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytensor
@@ -24,6 +25,7 @@ from deeplearning_tutorial.page import Picture, Section, Table, page
 from deeplearning_tutorial.report import main, write_report
 from deeplearning_tutorial.results import TrainingResult, Validation
 
+PACKAGE = Path(plots.__file__).parent
 UNITS = {
     "logistic_sgd": (10,),
     "mlp": (7, 10),
@@ -230,6 +232,69 @@ def test_bad_arguments_end_with_status_1_and_a_message(
     assert main([str(write()), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["run.npz"]
+
+
+def test_the_page_is_written_before_its_name_which_may_be_escaped_or_lost(write, tmp_path, monkeypatch):
+    class Lost(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    checkpoint, buffer = write(), io.BytesIO()
+    ascii_only = io.TextIOWrapper(buffer, encoding="ascii")
+    for name, stream, status in [("数字", ascii_only, 0), ("lost", Lost(), 1)]:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([str(checkpoint), "--output", str(tmp_path / name)]) == status
+        assert (tmp_path / name / "index.html").exists()
+    assert buffer.getvalue().endswith(rb"\u6570\u5b57/index.html" + b"\n")
+
+
+SETTINGS = [
+    "",
+    "text.usetex: True\n",
+    "savefig.dpi: 20\nfigure.dpi: 20\n",
+    "savefig.bbox: tight\nfont.size: 90\n",
+    "figure.autolayout: True\nsavefig.format: pdf\n",
+    "backend: no_such_backend\n",
+]
+DRAWING = """
+import os, sys
+from deeplearning_tutorial import plots
+from deeplearning_tutorial.results import TrainingResult, Validation
+result = TrainingResult(0.5, 5, 0.5, 1, 1.0, [Validation(1, 5, 5, 2.25, 0.5, 0.625)], {}, (5, 1, 1))
+sys.stdout.buffer.write(plots.learning_curves(result, 7.5))
+import matplotlib
+assert os.environ.get("MPLBACKEND") == BACKEND
+assert "matplotlib.pyplot" not in sys.modules
+if "usetex" in SETTING:
+    assert matplotlib.rcParams["text.usetex"]
+if "dpi" in SETTING:
+    assert matplotlib.rcParams["savefig.dpi"] == 20
+if BACKEND == "svg":
+    assert matplotlib.get_backend() == "svg"
+"""
+
+
+@pytest.mark.parametrize(
+    "setting, backend",
+    [
+        *((setting, None) for setting in SETTINGS),
+        ("", "svg"),
+        ("", "no_such_backend"),
+        ("", "module://matplotlib_inline.backend_inline"),
+    ],
+)
+def test_pictures_are_the_same_under_any_settings_which_stay_the_users(tmp_path, setting, backend):
+    (tmp_path / "matplotlibrc").write_text(setting)
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent), "MATPLOTLIBRC": str(tmp_path)}
+    env.pop("MPLBACKEND", None)
+    if backend is not None:
+        env["MPLBACKEND"] = backend
+    program = f"BACKEND, SETTING = {backend!r}, {setting!r}\n{DRAWING}"
+    ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr.decode()
+    with Image.open(io.BytesIO(ended.stdout)) as image:
+        # 7 x 6 inches of 120 pixels.
+        assert image.size == (840, 720)
 
 
 def test_a_run_on_other_data_is_refused_with_both_named(write, tmp_path):

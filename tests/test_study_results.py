@@ -99,6 +99,21 @@ def test_the_plots_are_pictures_with_something_in_them(study, tmp_path):
             assert len(picture.getcolors(2**24)) > 20
 
 
+def test_plots_change_nothing_of_the_users_matplotlib(study, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import matplotlib
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 20, "figure.figsize": (1, 1)}):
+        # As it is while a user's backend cannot be loaded.
+        monkeypatch.setattr(pyplot, "_backend_mod", None)
+        monkeypatch.setattr(pyplot, "switch_backend", lambda name: pytest.fail(f"{name} is loaded"))
+        before = dict(matplotlib.rcParams.copy())
+        written = write_plots(tmp_path, study)
+        assert dict(matplotlib.rcParams.copy()) == before and pyplot._backend_mod is None
+    assert pyplot.get_fignums() == [] and len(written) == 6
+
+
 def test_plots_that_too_few_trials_allow_are_left_out(tmp_path):
     study = optuna.create_study()
     assert write_plots(tmp_path, study) == []

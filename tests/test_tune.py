@@ -1,5 +1,6 @@
 import csv
 import importlib
+import io
 import os
 import pwd
 import shutil
@@ -131,6 +132,20 @@ def test_a_study_prints_its_trials_and_how_to_repeat_the_best(capsys):
     assert "study scripted: 0 of 3 trials done" in err and "[3/3] trial 2" in err
     assert tune.main(["scripted", "--show"]) == 0
     assert capsys.readouterr().out == out
+
+
+def test_csv_and_plots_are_written_before_the_table_which_may_be_lost(monkeypatch, capsys):
+    assert tune_scripted("--n-trials", 3) == 0
+
+    class Lost(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Lost())
+    assert tune_scripted("--show", "--csv", "trials.csv", "--plots", "plots") == 1
+    assert len(Path("trials.csv").read_text().splitlines()) == 4
+    assert Path("plots", "slice.png").exists()
+    assert "stdout could not be written: No space left on device" in capsys.readouterr().err
 
 
 def test_another_search_space_or_argument_is_refused(capsys):
