@@ -17,12 +17,15 @@ import numpy as np
 import pytensor
 import scipy
 
+import deeplearning_tutorial
 from deeplearning_tutorial.bounded import shown
 from deeplearning_tutorial.parameters import json_array, json_value, read_npz, write_npz
 from deeplearning_tutorial.results import TrainingResult, Validation
 
 # Other versions of these may round differently.
-VERSIONS = {module.__name__: module.__version__ for module in (numba, np, pytensor, scipy)}
+VERSIONS = {
+    module.__name__: module.__version__ for module in (numba, np, pytensor, scipy, deeplearning_tutorial)
+}
 
 _STATE = "state"
 _PARAMETERS, _BEST, _OPTIMISER = "parameters/", "best/", "optimiser/"
@@ -64,7 +67,7 @@ class Checkpoint:
     result : TrainingResult
         What was reached, with ``history`` and ``best_parameters``.
     versions : dict of str to str
-        Versions of the libraries that computed it.
+        Versions of the libraries that computed it, and of this package.
     optimiser : dict of str to numpy.ndarray
         Present values by name of what the optimiser keeps from step to step; empty for gradient descent.
     """

@@ -95,7 +95,7 @@ def open_storage(url, create=True):
         storage.engine.dispose()
 
 
-def open_study(storage, name, settings=None):
+def open_study(storage, name, settings=None, defaults=None):
     """Find a study, or make it.
 
     Parameters
@@ -105,6 +105,8 @@ def open_study(storage, name, settings=None):
     settings : dict of str to dict, optional
         What makes results comparable; JSON can hold it. A study keeps what it was made with, unless all
         its trials failed. Without ``settings`` it must exist.
+    defaults : dict, optional
+        What an argument was that did not exist when the study began, as JSON has it.
 
     Returns
     -------
@@ -124,14 +126,14 @@ def open_study(storage, name, settings=None):
         return optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
-    begun_with = study.user_attrs.get("settings")
-    if begun_with not in (None, settings) and trials and all(trial.state.name == "FAIL" for trial in trials):
+    begun_with = _completed(study, settings, defaults or {})
+    if begun_with not in ({}, settings) and trials and all(trial.state.name == "FAIL" for trial in trials):
         # Nothing came of what it began with, yet Optuna would go on to demand the same choices.
         optuna.delete_study(study_name=name, storage=storage)
         study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     if not study.user_attrs:
         study.set_user_attr("settings", settings)
-    there = study.user_attrs.get("settings", {})
+    there = _completed(study, settings, defaults or {})
     differences = [
         f"{kind} {key} is {there.get(kind, {}).get(key)!r} there and {settings.get(kind, {}).get(key)!r} here"
         for kind in {**settings, **there}
@@ -144,6 +146,14 @@ def open_study(storage, name, settings=None):
             "Give the same, or another study to start anew"
         )
     return study
+
+
+def _completed(study, here, defaults):
+    """Return the settings of a study, with the defaults of arguments that did not exist when it began."""
+    there = study.user_attrs.get("settings", {})
+    new = here.get("fixed", {}).keys() & defaults.keys() - there.get("search", {}).keys()
+    completed = {"fixed": {name: defaults[name] for name in new} | there.get("fixed", {})}
+    return there and there | completed
 
 
 def _check_file(path, create):

@@ -1,13 +1,14 @@
 """The files a training run keeps: its best model, its checkpoint and its log."""
 
 import csv
+import inspect
 import io
 import json
 import sys
 from dataclasses import astuple, fields, replace
 
 import pytensor
-from pytensor.compile.mode import get_default_mode
+from pytensor.compile.mode import get_default_mode, get_mode
 from tqdm import tqdm
 
 from deeplearning_tutorial.atomic_files import remove_stale_parts
@@ -38,6 +39,9 @@ class TrainingFiles:
     ----------
     script : str
         Name of the script.
+    function : callable, optional
+        Its training function. An argument that a checkpoint lacks did not exist when it was written, and had
+        the value that is its default now.
     save, checkpoint, log : path or None
         ``.npz`` files for the best model and for the complete state, ``.csv`` for a line per validation.
     resume : bool
@@ -70,6 +74,7 @@ class TrainingFiles:
     def __init__(
         self,
         script="",
+        function=None,
         *,
         save=None,
         checkpoint=None,
@@ -81,8 +86,7 @@ class TrainingFiles:
         **arguments,
     ):
         arguments |= {"floatX": pytensor.config.floatX, "mode": back_end()}
-        # As they come back from the file; an int may be NumPy's.
-        self.arguments = json.loads(json.dumps(arguments, default=int))
+        self.arguments = as_json(arguments)
         self.resumed = None
         self.unwritten = {}
         self._about = {"script": script, "arguments": self.arguments}
@@ -93,7 +97,7 @@ class TrainingFiles:
         log = None if log is None else check_writable(log, "log")
         self._check_paths(resume, log)
         if resume:
-            self._resume(script)
+            self._resume(script, {} if function is None else as_json(_defaults(function)))
         self._log = None if log is None else _Log(log, resume, self.resumed)
         for path in filter(None, (self._save, self._checkpoint)):
             remove_stale_parts(path)
@@ -182,13 +186,14 @@ class TrainingFiles:
         if self._checkpoint is not None and not resume:
             _refuse_existing("checkpoint", self._checkpoint)
 
-    def _resume(self, script):
+    def _resume(self, script, defaults):
         path = self._checkpoint
         if not path.exists():
             print(f"There is no checkpoint {path} yet: training starts anew", file=sys.stderr)
             return
         resumed = read_checkpoint(path)
-        there, here = resumed.arguments, self.arguments
+        here = self.arguments
+        there = {name: value for name, value in defaults.items() if name in here} | resumed.arguments
         if resumed.script != script:
             there, here = {"script": resumed.script}, {"script": script}
         differences = [
@@ -260,6 +265,16 @@ class _Log:
         self._pending = b""
 
 
+def as_json(arguments):
+    """Return arguments, a dict, as they come back from a file: tuples are lists, NumPy's ints are ints."""
+    return json.loads(json.dumps(arguments, default=int))
+
+
+def _defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
 def _csv(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -267,10 +282,17 @@ def _csv(rows):
 
 
 def back_end():
-    """Name the back end as ``--mode`` does, also where it is PyTensor's default."""
-    if pytensor.config.mode != "Mode":
-        return pytensor.config.mode
-    return type(get_default_mode().linker).__name__.removesuffix("Linker").upper()
+    """Name the back end as ``--mode`` does, also where the configuration holds a Mode object.
+
+    PyTensor puts one there itself while it compiles, and leaves it if two threads compile at once.
+    """
+    name = pytensor.config.mode
+    if isinstance(name, str) and name != "Mode":
+        return name
+    mode = get_default_mode()
+    named = (name for name in ("FAST_COMPILE", "FAST_RUN") if get_mode(name) is mode)
+    linker = type(mode.linker).__name__.removesuffix("Linker").upper()
+    return linker if linker != "VM" else next(named, linker)
 
 
 def _refuse_existing(name, path):

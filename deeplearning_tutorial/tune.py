@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import importlib
 import io
-import json
 import os
 import signal
 import subprocess
@@ -39,7 +38,7 @@ from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.search_space import Range, merge, parse_searches, read_space
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
 from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner, on_interrupt
-from deeplearning_tutorial.training_files import back_end
+from deeplearning_tutorial.training_files import as_json, back_end
 
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Files of one run have no place in a study of many.
@@ -101,7 +100,7 @@ def _run(argv):
         "fixed": _comparable(module, defaults | fixed, space),
     }
     with open_storage(storage) as opened:
-        study = open_study(opened, study_name, settings)
+        study = open_study(opened, study_name, settings, as_json(defaults))
         worker = Worker(
             study,
             experiment,
@@ -240,7 +239,7 @@ def _comparable(module, arguments, space):
     if arguments.get("dataset") is not None:
         described["data"] = _data_of(importlib.import_module(module), arguments["dataset"])
     described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
-    return json.loads(json.dumps(described))
+    return as_json(described)
 
 
 def _data_of(script, dataset):

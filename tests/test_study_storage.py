@@ -31,6 +31,20 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         assert open_study(storage, "another", other).trials == []
 
 
+def test_an_argument_that_did_not_exist_when_a_study_began_had_its_default(tmp_path):
+    defaults = {"n_epochs": 9, "sizes": [2, 2], "rate": 0.3, "kind": "max"}
+    with open_storage(f"journal:{tmp_path}/study.log") as storage:
+        open_study(storage, "lenet", SETTINGS)
+        now = SETTINGS | {"fixed": {"n_epochs": 3, "sizes": [2, 2], "data": "digits"}}
+        with pytest.raises(ValueError, match="began with: fixed data is None there and 'digits' here"):
+            open_study(storage, "lenet", now, defaults)
+        now["fixed"].pop("data")
+        assert open_study(storage, "lenet", now, defaults).user_attrs["settings"] == SETTINGS
+        now["fixed"]["sizes"] = [2, 3]
+        with pytest.raises(ValueError, match=r"fixed sizes is \[2, 2\] there and \[2, 3\] here"):
+            open_study(storage, "lenet", now, defaults)
+
+
 @pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:{}/study.log"])
 def test_a_study_whose_trials_all_failed_begins_anew_with_other_settings(tmp_path, url):
     with open_storage(url.format(tmp_path)) as storage:
