@@ -22,6 +22,7 @@ from deeplearning_tutorial.datasets import MNIST, load_data, sample_path
 from deeplearning_tutorial.feature_maps import feature_maps
 from deeplearning_tutorial.models import ARCHITECTURES, model_of
 from deeplearning_tutorial.page import Picture, Section, Table, page
+from deeplearning_tutorial.parameters import check_writable
 
 _TITLES = {
     "logistic_sgd": "Logistic regression on MNIST",
@@ -74,6 +75,9 @@ def write_report(checkpoint, output=None, *, dataset=None, digit=0):
     x, y = _test_set(checkpoint, run, dataset)
     if not 0 <= digit < len(y):
         raise ValueError(f"digit={digit} is not in the test set; use one from 0 to {len(y) - 1}")
+    folder = checkpoint.with_name(f"{checkpoint.stem}-report") if output is None else Path(output)
+    folder.mkdir(exist_ok=True)
+    path = check_writable(folder / "index.html", "output")
     test = evaluate(model, x, y)
     sections = [
         _settings(run),
@@ -87,13 +91,10 @@ def write_report(checkpoint, output=None, *, dataset=None, digit=0):
         f"The best model of {_count(run.result.epochs, 'epoch')}, chosen by validation, misclassifies "
         f"{test.n_wrong} of {len(y)} test digits: {100 * test.error:.2f}\xa0%."
     )
-    folder = checkpoint.with_name(f"{checkpoint.stem}-report") if output is None else Path(output)
-    folder.mkdir(exist_ok=True)
     for section in sections:
         for picture in section.contents:
             if isinstance(picture, Picture):
                 write_atomically(folder / f"{picture.name}.png", picture.png)
-    path = folder / "index.html"
     write_atomically(path, page(_TITLES[run.script], summary, sections).encode())
     return path
 

@@ -4,6 +4,7 @@ import csv
 import inspect
 import io
 import json
+import os
 import sys
 from dataclasses import astuple, fields, replace
 
@@ -94,7 +95,7 @@ class TrainingFiles:
         self._saved_iteration = 0
         self._save = None if save is None else check_save_path(save)
         self._checkpoint = None if checkpoint is None else check_save_path(checkpoint, "checkpoint")
-        log = None if log is None else check_writable(log, "log")
+        log = None if log is None else check_writable(log, "log", appended=True)
         self._check_paths(resume, log)
         if resume:
             self._resume(script, {} if function is None else as_json(_defaults(function)))
@@ -179,7 +180,8 @@ class TrainingFiles:
         given = [(name, path) for name, path in named.items() if path is not None]
         for i, (name, path) in enumerate(given):
             for other, other_path in given[:i]:
-                if path.absolute() == other_path.absolute():
+                # Links to one file are one file.
+                if os.path.realpath(path) == os.path.realpath(other_path):
                     raise ValueError(f"{other} and {name} are both {str(path)!r}; give two names")
         if resume and self._checkpoint is None:
             raise ValueError("resume=True needs the file to go on from; give checkpoint, too")

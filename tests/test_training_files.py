@@ -231,6 +231,25 @@ def test_resuming_without_a_checkpoint_starts_anew_and_says_so(capsys):
     assert capsys.readouterr().err == "There is no checkpoint c.npz yet: training starts anew\n"
 
 
+def test_files_that_links_name_are_written_there_and_are_one_file(parameters):
+    Path("elsewhere").mkdir()
+    for name in ("m.npz", "c.npz", "run.csv"):
+        Path(name).symlink_to(f"elsewhere/{name}")
+    resume(resume=False).write(result_after(1), 4, 20, parameters)
+    assert all(Path(name).is_symlink() for name in ("m.npz", "c.npz", "run.csv"))
+    assert sorted(os.listdir("elsewhere")) == ["c.npz", "m.npz", "run.csv"]
+    assert resume().resumed.iteration == 4
+    with pytest.raises(ValueError, match="save and checkpoint are both 'elsewhere/m.npz'; give two names"):
+        TrainingFiles("mlp", save="m.npz", checkpoint="elsewhere/m.npz")
+
+
+def test_names_as_long_as_the_system_takes_are_written(parameters):
+    names = {each: f"{each[0] * 251}.npz" for each in ("save", "checkpoint")} | {"log": "l" * 255}
+    files = TrainingFiles("mlp", **names)
+    files.write(result_after(1), 4, 20, parameters)
+    assert files.unwritten == {} and sorted(os.listdir()) == sorted(names.values())
+
+
 def test_a_damaged_checkpoint_is_refused_by_name():
     Path("c.npz").write_text("PK half")
     with pytest.raises(ValueError, match="c.npz is not a checkpoint"):
