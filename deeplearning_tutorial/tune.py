@@ -79,7 +79,8 @@ def _run(argv):
     options = argparse.Namespace(**{name: arguments.pop(name) for name in own})
     _check(options)
     study_name = options.study or argv[0].rpartition(".")[2]
-    storage = options.storage or f"sqlite:///{study_name}.db"
+    # Not a URL, in which some characters of a name would be options.
+    storage = options.storage or Path(f"{study_name}.db")
     if options.show:
         with open_storage(storage, create=False) as opened:
             return _report(options, module, experiment, open_study(opened, study_name))
@@ -179,6 +180,10 @@ def _check(options):
 
 def _load(script):
     """Return a script's module name and its experiment."""
+    if script.endswith(".py") or not all(part.isidentifier() for part in script.split(".")):
+        # A path of a script, most likely; ``python -m`` takes none either.
+        stem = Path(script).name.strip(".").removesuffix(".py")
+        raise ValueError(f"{script!r} is no module's name; use e.g. {stem if stem.isidentifier() else 'mlp'}")
     for name in (f"deeplearning_tutorial.{script}", script):
         try:
             module = importlib.import_module(name)
