@@ -18,7 +18,7 @@ import pytensor
 import scipy
 
 import deeplearning_tutorial
-from deeplearning_tutorial.bounded import shown
+from deeplearning_tutorial.bounded import cut, shown
 from deeplearning_tutorial.parameters import json_array, json_value, read_npz, write_npz
 from deeplearning_tutorial.results import TrainingResult, Validation
 
@@ -176,7 +176,7 @@ def checkpoint_of(path, stored):
         best_parameters = _pop(stored, _BEST)
         optimiser = _pop(stored, _OPTIMISER)
         if stored:
-            raise ValueError(f"it holds {next(iter(stored))}, which no checkpoint has")
+            raise ValueError(f"it holds {cut(next(iter(stored)))}, which no checkpoint has")
         result = _result(state, best_parameters)
     except KeyError as error:
         raise ValueError(f"{path} is not a checkpoint: it lacks {error}; {_USE}") from error

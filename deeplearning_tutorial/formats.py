@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from deeplearning_tutorial.array_pickle import load_pairs
-from deeplearning_tutorial.bounded import read_up_to
+from deeplearning_tutorial.bounded import open_file, read_up_to
 from deeplearning_tutorial.npz import NpzReader
 
 SPLITS = ("train", "valid", "test")
@@ -51,17 +51,29 @@ def _damage_named(path):
         raise ValueError(f"{path} is damaged or cut short ({error}); replace it by a whole copy") from error
 
 
-def _open(path):
-    """Open ``path`` for reading, through gzip where its first bytes say so, whatever its name."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path) if zipped else open(path, "rb")
+@contextmanager
+def _opened(path):
+    """Open ``path`` for reading, and name it in what is wrong with it."""
+    try:
+        file = open_file(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; give a file") from error
+    with file, _damage_named(path):
+        yield file
+
+
+def _unpacked(file):
+    """Return what reads a file from its beginning, through gzip where its first bytes say so."""
+    file.seek(0)
+    zipped = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if zipped else file
 
 
 def first_bytes(path, n=4):
     """Return the first ``n`` bytes of a file, decompressed."""
-    with _damage_named(path), _open(path) as file:
-        return file.read(n)
+    with _opened(path) as file:
+        return _unpacked(file).read(n)
 
 
 def find_idx(folder):
@@ -98,7 +110,8 @@ def is_idx(path):
 
 def _read_idx(path, magic):
     n_sizes = magic[3]
-    with _damage_named(path), _open(path) as file:
+    with _opened(path) as packed:
+        file = _unpacked(packed)
         header = file.read(4 + 4 * n_sizes)
         if not magic.startswith(header[:4]):
             raise ValueError(
@@ -139,9 +152,9 @@ def _hold_out(x, y, path):
     return (x[:n_train], y[:n_train]), (x[n_train:], y[n_train:])
 
 
-def _read_npz(path):
+def _read_npz(path, file):
     try:
-        with NpzReader(path) as archive:
+        with NpzReader(file) as archive:
             splits = SPLITS if "x_valid" in archive.names else ("train", "test")
             names = [f"{kind}_{split}" for split in splits for kind in "xy"]
             missing = [name for name in names if name not in archive.names]
@@ -160,14 +173,13 @@ def _read_npz(path):
     return [*_hold_out(*pairs[0], path), pairs[1]]
 
 
-def _read_pickle(path):
-    if first_bytes(path) in (_IDX_IMAGES, _IDX_LABELS):
+def _read_pickle(path, packed):
+    if _unpacked(packed).read(4) in (_IDX_IMAGES, _IDX_LABELS):
         raise ValueError(f"{path} is one of the four IDX files; give their folder, {path.parent}")
-    with _damage_named(path), _open(path) as file:
-        try:
-            pairs = load_pairs(file, MAX_BYTES)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz") from error
+    try:
+        pairs = load_pairs(_unpacked(packed), MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz") from error
     if len(pairs) != len(SPLITS):
         raise ValueError(f"{path} holds {len(pairs)} pairs of arrays; it needs three: train, valid, test")
     return pairs
@@ -234,9 +246,10 @@ def read_splits(path):
     if path.is_dir():
         pairs = _read_idx_folder(path)
     else:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == _ZIP_MAGIC
-        pairs = _read_npz(path) if zipped else _read_pickle(path)
+        # Once, for a pipe cannot be opened again.
+        with _opened(path) as file:
+            read = _read_npz if file.read(2) == _ZIP_MAGIC else _read_pickle
+            pairs = read(path, file)
     for name, (x, y) in zip(SPLITS, pairs, strict=True):
         _check_pair(x, y, f"{path}, {name} set")
     n_images = sum(len(x) for x, _y in pairs)

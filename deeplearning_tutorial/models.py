@@ -21,7 +21,7 @@ from deeplearning_tutorial.formats import N_PIXELS
 from deeplearning_tutorial.lenet_poolings import check_choices, pooled_sides
 from deeplearning_tutorial.logistic_sgd import LogisticRegression
 from deeplearning_tutorial.mlp import MLP, HiddenLayer
-from deeplearning_tutorial.parameters import ABOUT, about_of, named_parameters, read_npz
+from deeplearning_tutorial.parameters import ABOUT, about_of, listed, named_parameters, read_npz
 
 N_CLASSES = 10
 # LeNet's graph is built for one size of minibatch. With that of its script, compiled kernels are found again.
@@ -306,7 +306,7 @@ def model_of(script, parameters, arguments=None):
     expected = _expected_shapes(ARCHITECTURES[script], parameters, arguments or {})
     if parameters.keys() != expected.keys():
         raise ValueError(
-            f"it holds {', '.join(parameters) or 'nothing'}, a model of {script} has {', '.join(expected)}; "
+            f"it holds {listed(parameters)}, a model of {script} has {', '.join(expected)}; "
             "use a file that a script saved with --save"
         )
     for name, shape in expected.items():
@@ -333,6 +333,6 @@ def _script_of(parameters):
         if _expected_shapes(architecture, parameters, {}).keys() == parameters.keys():
             return script
     raise ValueError(
-        f"it holds {', '.join(parameters) or 'nothing'}, which are the parameters of none of "
+        f"it holds {listed(parameters)}, which are the parameters of none of "
         f"{', '.join(ARCHITECTURES)}; use a file that a script saved with --save"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplearning_tutorial.atomic_files import try_writing, write_atomically
-from deeplearning_tutorial.bounded import shown
+from deeplearning_tutorial.bounded import cut, shown
 from deeplearning_tutorial.npz import read_uncompressed
 
 ABOUT = "about"
@@ -154,7 +154,7 @@ def check_fit(path, stored, parameters):
     expected = {name: param.get_value(borrow=True).shape for name, param in parameters.items()}
     if stored.keys() != expected.keys():
         raise ValueError(
-            f"{path} does not fit this model: it holds {_list(stored)}, the model has {_list(expected)}; "
+            f"{path} does not fit this model: it holds {listed(stored)}, the model has {listed(expected)}; "
             "use a file that the same script saved"
         )
     for name, shape in expected.items():
@@ -211,6 +211,6 @@ def read_npz(path, kind="saved model"):
         raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
 
 
-def _list(names):
-    listed = ", ".join(names) or "nothing"
-    return listed if len(listed) <= 1000 else f"{listed[:1000]} ..."
+def listed(names):
+    """Name what a file holds, cut short."""
+    return cut(", ".join(names) or "nothing", 1000)

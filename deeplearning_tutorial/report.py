@@ -16,6 +16,7 @@ import numpy as np
 
 from deeplearning_tutorial import plots
 from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.bounded import cut
 from deeplearning_tutorial.checkpoint import data_fingerprint, read_checkpoint
 from deeplearning_tutorial.classification import evaluate
 from deeplearning_tutorial.datasets import MNIST, load_data, sample_path
@@ -106,7 +107,7 @@ def _test_set(checkpoint, run, dataset):
         if data_fingerprint(datasets) == run.data:
             return [variable.get_value(borrow=True) for variable in datasets[2]]
     raise ValueError(
-        f"{checkpoint} was trained on other data than {candidate}: {run.data} there, "
+        f"{checkpoint} was trained on other data than {candidate}: {cut(run.data)} there, "
         f"{data_fingerprint(datasets)} here; give the data set that it was trained on"
     )
 

@@ -13,6 +13,7 @@ from pytensor.compile.mode import get_default_mode, get_mode
 from tqdm import tqdm
 
 from deeplearning_tutorial.atomic_files import remove_stale_parts
+from deeplearning_tutorial.bounded import cut, shown
 from deeplearning_tutorial.checkpoint import (
     VERSIONS,
     Checkpoint,
@@ -110,7 +111,7 @@ class TrainingFiles:
         self._data = data_fingerprint(datasets)
         if self.resumed is not None and self.resumed.data != self._data:
             raise ValueError(
-                f"checkpoint={str(self._checkpoint)!r} belongs to another data set: {self.resumed.data} "
+                f"checkpoint={str(self._checkpoint)!r} belongs to another data set: {cut(self.resumed.data)} "
                 f"there, {self._data} here; give the same dataset, or another checkpoint to start anew"
             )
 
@@ -199,13 +200,13 @@ class TrainingFiles:
         if resumed.script != script:
             there, here = {"script": resumed.script}, {"script": script}
         differences = [
-            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            f"{cut(name)} is {shown(there.get(name))} there and {here.get(name)!r} here"
             for name in here | there
             if name != "n_epochs" and there.get(name) != here.get(name)
         ]
         if differences:
             raise ValueError(
-                f"checkpoint={str(path)!r} belongs to another run: {'; '.join(differences)}. "
+                f"checkpoint={str(path)!r} belongs to another run: {cut('; '.join(differences), 1000)}. "
                 "Give the same arguments, or another checkpoint to start anew"
             )
         n_epochs = self.arguments.get("n_epochs", resumed.result.epochs)
@@ -303,4 +304,4 @@ def _refuse_existing(name, path):
 
 
 def _listed(versions):
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return cut(", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -32,6 +32,7 @@ import numba
 import pytensor
 
 from deeplearning_tutorial import command_line, study_results
+from deeplearning_tutorial.bounded import open_file
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
 from deeplearning_tutorial.parameters import check_writable
@@ -252,7 +253,7 @@ def _data_of(script, dataset):
     if hasattr(script, "load_data"):
         with redirect_stdout(io.StringIO()):
             return data_fingerprint(script.load_data(dataset))
-    with open(dataset, "rb") as file:
+    with open_file(dataset) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
