@@ -130,7 +130,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             data = self.encode(data, "latin1")
         array = _Array()
         # Lengths are bounded before they are multiplied: a pickle can spell integers of many megabytes.
-        plausible = len(shape) <= 3 and all(type(n) is int and 0 <= n <= self.reader.limit for n in shape)
+        plausible = len(shape) <= 4 and all(type(n) is int and 0 <= n <= self.reader.limit for n in shape)
         if not plausible or order not in ("C", "F"):
             raise pickle.UnpicklingError("it holds an array of impossible shape")
         if len(data) != math.prod(shape) * dtype.value.itemsize:

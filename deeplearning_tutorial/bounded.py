@@ -93,3 +93,8 @@ def shown(value):
 def cut(text, longest=LONGEST_SHOWN):
     """Return a text, cut short."""
     return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+def listed(names):
+    """Name what a file or folder holds, cut short."""
+    return cut(", ".join(names) or "nothing", 1000)

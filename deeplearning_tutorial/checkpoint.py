@@ -27,6 +27,11 @@ VERSIONS = {
     module.__name__: module.__version__ for module in (numba, np, pytensor, scipy, deeplearning_tutorial)
 }
 
+# What `data_fingerprint` says of MNIST, whatever its files.
+MNIST_FINGERPRINT = (
+    "50000 + 10000 + 10000 examples, SHA-256 bbc26b5072a34f34928c6f14a76fec800be07b4eb18f2cc574102640053e0560"
+)
+
 _STATE = "state"
 _PARAMETERS, _BEST, _OPTIMISER = "parameters/", "best/", "optimiser/"
 _PIECE_ELEMENTS = 1 << 20

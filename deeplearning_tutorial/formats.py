@@ -7,13 +7,14 @@ bitwise the same arrays. What a file may unpack to is bounded while it is read, 
 
 import gzip
 import math
+import sys
 import zlib
 from contextlib import contextmanager
 
 import numpy as np
 
 from deeplearning_tutorial.array_pickle import load_pairs
-from deeplearning_tutorial.bounded import open_file, read_up_to
+from deeplearning_tutorial.bounded import listed, open_file, read_up_to
 from deeplearning_tutorial.npz import NpzReader
 
 SPLITS = ("train", "valid", "test")
@@ -24,6 +25,9 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+
+# Where torchvision puts them, given its root or that of the data set.
+_SUBFOLDERS = ("", "raw", "MNIST/raw")
 
 # Five times MNIST as a pickle of float32: room for float64 and for protocol 0, none for a bomb.
 MAX_BYTES = 1 << 30
@@ -77,7 +81,7 @@ def first_bytes(path, n=4):
 
 
 def find_idx(folder):
-    """Find the four IDX files in a folder.
+    """Find the four IDX files in a folder, or in those that torchvision and Kaggle make in it.
 
     Parameters
     ----------
@@ -85,19 +89,26 @@ def find_idx(folder):
 
     Returns
     -------
-    found : list of pathlib.Path
-        Those that are there, in the order of `IDX_FILES`; compressed ones are preferred.
+    found : list of list of pathlib.Path
+        For each that is there, in the order of `IDX_FILES`, its copies; compressed ones go first.
     missing : list of str
         Names of those that are not.
     """
-    found, missing = [], []
+    layouts = [_copies_in(folder / subfolder) for subfolder in _SUBFOLDERS]
+    # Never some of one data set and some of another.
+    copies = max(layouts, key=lambda copies: sum(map(bool, copies)))
+    missing = [name for name, there in zip(IDX_FILES, copies, strict=True) if not there]
+    return [there for there in copies if there], missing
+
+
+def _copies_in(folder):
+    copies = []
     for name in IDX_FILES:
-        there = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
-        if there:
-            found.append(there[0])
-        else:
-            missing.append(name)
-    return found, missing
+        spellings = name, name.replace("-idx", ".idx")
+        paths = [folder / f"{each}{suffix}" for suffix in (".gz", "") for each in spellings]
+        paths += [folder / each / each for each in spellings]
+        copies.append([path for path in paths if path.is_file()])
+    return copies
 
 
 def is_idx(path):
@@ -135,13 +146,32 @@ def _read_idx(path, magic):
 def _read_idx_folder(folder):
     found, missing = find_idx(folder)
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it")
+        there = listed(sorted(path.name for path in folder.iterdir()))
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it, or give the "
+            f"path of another form of MNIST. It holds: {there}"
+        )
     pairs = []
     for images, labels in (found[:2], found[2:]):
-        x, y = _read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS)
-        _check_pair(x, y, f"{images} and {labels.name}")
+        (x, path), (y, labels_path) = _read_copy(images, _IDX_IMAGES), _read_copy(labels, _IDX_LABELS)
+        _check_pair(x, y, f"{path} and {labels_path.name}")
         pairs.append((x, y))
-    return [*_hold_out(*pairs[0], found[0]), pairs[1]]
+    return [*_hold_out(*pairs[0], found[0][0]), pairs[1]]
+
+
+def _read_copy(copies, magic):
+    """Read the first copy of an IDX file that is whole; return it and its path."""
+    errors = []
+    for path in copies:
+        try:
+            read = _read_idx(path, magic), path
+        except ValueError as error:
+            errors.append(error)
+            continue
+        for error in errors:
+            print(f"Reading {path}, for {error}", file=sys.stderr)
+        return read
+    raise errors[0]
 
 
 def _hold_out(x, y, path):
@@ -174,6 +204,8 @@ def _read_npz(path, file):
 
 
 def _read_pickle(path, packed):
+    if path.suffix.lower() in (".csv", ".parquet"):
+        raise ValueError(f"{path} is {path.suffix[1:]}, which is not read; give the four IDX files' folder")
     if _unpacked(packed).read(4) in (_IDX_IMAGES, _IDX_LABELS):
         raise ValueError(f"{path} is one of the four IDX files; give their folder, {path.parent}")
     try:
@@ -187,7 +219,7 @@ def _read_pickle(path, packed):
 
 def _check_pair(x, y, where):
     """Raise ValueError unless ``x`` can be images and ``y`` their labels."""
-    if x.shape[1:] not in ((N_PIXELS,), (28, 28)):
+    if x.shape[1:] not in ((N_PIXELS,), (28, 28), (1, 28, 28), (28, 28, 1)):
         raise ValueError(f"{where}: images have shape {x.shape}; use (n, 784) or (n, 28, 28)")
     if y.ndim != 1:
         raise ValueError(f"{where}: labels have shape {y.shape}; use one label per image, shape (n,)")
@@ -223,8 +255,8 @@ def read_splits(path):
     Parameters
     ----------
     path : pathlib.Path
-        The tutorial's pickle (compressed or not), an ``.npz``, or a folder that holds the four IDX files.
-        Which it is shows in its first bytes, not in its name.
+        The tutorial's pickle (compressed or not), an ``.npz``, or a folder that holds the four IDX files, as
+        they come from LeCun, torchvision or Kaggle. Which it is shows in its first bytes, not in its name.
 
     Returns
     -------

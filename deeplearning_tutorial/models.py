@@ -14,14 +14,14 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
-from deeplearning_tutorial.bounded import shown
+from deeplearning_tutorial.bounded import listed, shown
 from deeplearning_tutorial.checkpoint import checkpoint_of, is_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
 from deeplearning_tutorial.lenet_poolings import check_choices, pooled_sides
 from deeplearning_tutorial.logistic_sgd import LogisticRegression
 from deeplearning_tutorial.mlp import MLP, HiddenLayer
-from deeplearning_tutorial.parameters import ABOUT, about_of, listed, named_parameters, read_npz
+from deeplearning_tutorial.parameters import ABOUT, about_of, named_parameters, read_npz
 
 N_CLASSES = 10
 # LeNet's graph is built for one size of minibatch. With that of its script, compiled kernels are found again.

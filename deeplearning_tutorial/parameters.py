@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplearning_tutorial.atomic_files import try_writing, write_atomically
-from deeplearning_tutorial.bounded import cut, shown
+from deeplearning_tutorial.bounded import listed, shown
 from deeplearning_tutorial.npz import read_uncompressed
 
 ABOUT = "about"
@@ -209,8 +209,3 @@ def read_npz(path, kind="saved model"):
         return read_uncompressed(path)
     except ValueError as error:
         raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
-
-
-def listed(names):
-    """Name what a file holds, cut short."""
-    return cut(", ".join(names) or "nothing", 1000)

@@ -1,7 +1,7 @@
 import io
 import struct
-import tracemalloc
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
