@@ -23,7 +23,7 @@ from deeplearning_tutorial.models import read_model
 from deeplearning_tutorial.results import TrainingResult, Validation
 from deeplearning_tutorial.training_files import TrainingFiles
 
-# One epoch of LeNet with a map in each layer, on the sample.
+# One epoch of LeNet with a map in each layer, on the sample; and of a small AlexNet.
 OLD = Path(__file__).with_name("checkpoints")
 
 HISTORY = [
@@ -241,3 +241,10 @@ def test_a_checkpoint_of_an_older_version_is_read_and_resumed(tmp_path, monkeypa
     assert iteration == 6
     np.testing.assert_array_equal(parameters["layer0.b"].get_value(), checkpoint.parameters["layer0.b"])
     assert f"deeplearning_tutorial {deeplearning_tutorial.__version__}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_an_optimiser_is_read():
+    checkpoint = read_checkpoint(OLD / "with_optimiser.npz")
+    assert (checkpoint.script, checkpoint.iteration, len(checkpoint.result.history)) == ("alexnet", 1, 1)
+    assert checkpoint.optimiser and checkpoint.parameters.keys() == checkpoint.result.best_parameters.keys()
+    assert checkpoint.arguments["momentum"] == 0.9 and checkpoint.versions["deeplearning_tutorial"] == "0.1.0"
