@@ -87,8 +87,8 @@ class NpzReader:
     def __init__(self, file):
         self._file = open_file(file) if isinstance(file, (str, os.PathLike)) else file
         try:
-            self.size = self._file.seek(0, os.SEEK_END)
             with _told("it is damaged or cut short"):
+                self.size = self._file.seek(0, os.SEEK_END)
                 self._archive = zipfile.ZipFile(_SmallReads(self._file))
         except ValueError:
             self._file.close()

@@ -74,6 +74,13 @@ def test_what_is_no_file_is_refused_by_name(odd, name):
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system has no /proc")
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_cannot_seek_is_refused_by_name(name):
+    with pytest.raises((ValueError, OSError), match="/proc/self/maps"):
+        READERS[name]("/proc/self/maps")
+
+
 @pytest.fixture
 def pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
