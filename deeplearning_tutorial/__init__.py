@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "LogisticRegression": "logistic_sgd",
     "load_data": "logistic_sgd",

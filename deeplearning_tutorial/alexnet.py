@@ -152,7 +152,7 @@ def train_alexnet(
     architecture = architecture_of(locals())
     arguments = {name: value for name, value in locals().items() if name != "architecture"}
     # All arguments, for they tell one run from another.
-    files = TrainingFiles("alexnet", **arguments)
+    files = TrainingFiles("alexnet", train_alexnet, **arguments)
 
     print("... loading data", file=stdout)
     datasets = [_shared(*split) for split in read_image_sets(dataset, image_side, n_classes)]

@@ -17,12 +17,20 @@ import numpy as np
 import pytensor
 import scipy
 
-from deeplearning_tutorial.bounded import shown
+import deeplearning_tutorial
+from deeplearning_tutorial.bounded import cut, shown
 from deeplearning_tutorial.parameters import json_array, json_value, read_npz, write_npz
 from deeplearning_tutorial.results import TrainingResult, Validation
 
 # Other versions of these may round differently.
-VERSIONS = {module.__name__: module.__version__ for module in (numba, np, pytensor, scipy)}
+VERSIONS = {
+    module.__name__: module.__version__ for module in (numba, np, pytensor, scipy, deeplearning_tutorial)
+}
+
+# What `data_fingerprint` says of MNIST, whatever its files.
+MNIST_FINGERPRINT = (
+    "50000 + 10000 + 10000 examples, SHA-256 bbc26b5072a34f34928c6f14a76fec800be07b4eb18f2cc574102640053e0560"
+)
 
 _STATE = "state"
 _PARAMETERS, _BEST, _OPTIMISER = "parameters/", "best/", "optimiser/"
@@ -64,7 +72,7 @@ class Checkpoint:
     result : TrainingResult
         What was reached, with ``history`` and ``best_parameters``.
     versions : dict of str to str
-        Versions of the libraries that computed it.
+        Versions of the libraries that computed it, and of this package.
     optimiser : dict of str to numpy.ndarray
         Present values by name of what the optimiser keeps from step to step; empty for gradient descent.
     """
@@ -173,7 +181,7 @@ def checkpoint_of(path, stored):
         best_parameters = _pop(stored, _BEST)
         optimiser = _pop(stored, _OPTIMISER)
         if stored:
-            raise ValueError(f"it holds {next(iter(stored))}, which no checkpoint has")
+            raise ValueError(f"it holds {cut(next(iter(stored)))}, which no checkpoint has")
         result = _result(state, best_parameters)
     except KeyError as error:
         raise ValueError(f"{path} is not a checkpoint: it lacks {error}; {_USE}") from error

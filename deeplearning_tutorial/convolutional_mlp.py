@@ -244,7 +244,7 @@ def evaluate_lenet5(
     # Refuses what does not fit.
     pooled_sides(pool_sizes, pool_strides)
     # All arguments, for they tell one run from another.
-    files = TrainingFiles("convolutional_mlp", **locals())
+    files = TrainingFiles("convolutional_mlp", evaluate_lenet5, **locals())
     rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)

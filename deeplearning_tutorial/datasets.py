@@ -78,7 +78,7 @@ def sample_path():
 def _mnist_in(folder):
     """Return what is MNIST under another name in ``folder``: the folder itself, an ``.npz``, or None."""
     found, missing = formats.find_idx(folder)
-    others = [path for path in found if not formats.is_idx(path)]
+    others = [copies[0] for copies in found if not any(map(formats.is_idx, copies))]
     if not missing and not others:
         return folder
     if not missing:
@@ -101,8 +101,8 @@ def locate(dataset):
         A path, or a bare name, which is looked for in the working directory, in the folder that the
         environment variable ``DEEPLEARNING_TUTORIAL_DATA`` names, and in the project's ``data/`` (a cache
         folder of the user's where the package was installed from a wheel). For ``"mnist.pkl.gz"`` the four
-        IDX files or ``mnist.npz`` in these folders do as well, and where there is nothing the four files
-        are downloaded into the last one.
+        IDX files, torchvision's ``MNIST/raw`` or ``mnist.npz`` in these folders do as well, and where there
+        is nothing the four files are downloaded into the last one.
 
     Returns
     -------
@@ -226,11 +226,13 @@ def main(argv=None):
     for name, (x, _y) in zip(formats.SPLITS, splits, strict=True):
         print(f"  {name:<5} {len(x):>6} images", file=stdout)
     if path.is_dir():
-        from deeplearning_tutorial.download import is_original
+        from deeplearning_tutorial.download import EXPECTED, is_original
 
-        original = all(is_original(file) for file in formats.find_idx(path)[0])
-        told = f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST"
-        print(told, file=stdout)
+        files = [copies[0] for copies in formats.find_idx(path)[0]]
+        if all(file.name in EXPECTED for file in files):
+            original = all(map(is_original, files))
+            told = f"  the files' SHA-256 are {'' if original else 'not '}those of the original MNIST"
+            print(told, file=stdout)
     return 0
 
 

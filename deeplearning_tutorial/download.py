@@ -10,11 +10,13 @@ import hashlib
 import threading
 import time
 from contextlib import suppress
+from urllib.parse import urljoin
 
 import requests
 from tqdm import tqdm
 
 from deeplearning_tutorial.atomic_files import part_file, put_in_place, remove_stale_parts, write_all
+from deeplearning_tutorial.bounded import cut
 from deeplearning_tutorial.streams import stderr
 
 MIRRORS = (
@@ -45,6 +47,7 @@ EXPECTED = {
 # Seconds; one less than the 15 that are promised, which leaves time to start and to report.
 SILENCE_LIMIT = 14.0
 _POLL = 0.1
+MAX_REDIRECTS = 5
 
 
 class DownloadError(OSError):
@@ -66,6 +69,16 @@ class _Silence:
 
     def left(self):
         return SILENCE_LIMIT - (time.monotonic() - self.last)
+
+
+class _Session(requests.Session):
+    """Follows no redirect by itself, which would read the redirect's own body, of any length, into memory."""
+
+    def get_redirect_target(self, resp):
+        return None
+
+    def target_of(self, response):
+        return super().get_redirect_target(response)
 
 
 class _Transfer:
@@ -94,15 +107,28 @@ class _Transfer:
         # The files are gzip by themselves; a server must not unpack them on the way.
         headers = {"Accept-Encoding": "identity"}
         # The caller's clock decides; this timeout only ends a thread that was left behind.
-        with requests.get(self.url, stream=True, timeout=2 * SILENCE_LIMIT, headers=headers) as response:
-            response.raise_for_status()
-            # iter_content waits for whole chunks; read1 gives what has come, so a trickle counts as data.
-            while chunk := response.raw.read1(1 << 16):
-                self._write(chunk)
-                self.silence.heard()
-                self.received += len(chunk)
-                if self.received > self.size:
-                    raise _Failure(f"sends more than the {self.size} bytes of the file")
+        options = {"stream": True, "timeout": 2 * SILENCE_LIMIT, "headers": headers}
+        url = self.url
+        with _Session() as session:
+            for _ in range(1 + MAX_REDIRECTS):
+                with session.get(url, **options) as response:
+                    target = session.target_of(response)
+                    if target is None:
+                        return self._receive_body(response)
+                    url = urljoin(url, target)
+        raise _Failure(f"redirects more than {MAX_REDIRECTS} times, last to {cut(url)}")
+
+    def _receive_body(self, response):
+        response.raise_for_status()
+        if response.status_code != 200:
+            raise _Failure(f"answers {response.status_code} {cut(str(response.reason))}")
+        # iter_content waits for whole chunks; read1 gives what has come, so a trickle counts as data.
+        while chunk := response.raw.read1(1 << 16):
+            self._write(chunk)
+            self.silence.heard()
+            self.received += len(chunk)
+            if self.received > self.size:
+                raise _Failure(f"sends more than the {self.size} bytes of the file")
 
     def _write(self, chunk):
         try:
@@ -115,7 +141,7 @@ class _Transfer:
 def _reason(error):
     while error.__context__ is not None:  # requests wraps the operating system's plain words thrice
         error = error.__context__
-    return str(error) or type(error).__name__
+    return cut(str(error)) or type(error).__name__
 
 
 def sha256_of(path):
@@ -126,7 +152,11 @@ def sha256_of(path):
 
 def is_original(path):
     """Tell whether ``path`` is, by name and SHA-256, one of MNIST's four files."""
-    return path.name in EXPECTED and path.is_file() and sha256_of(path) == EXPECTED[path.name][1]
+    if path.name not in EXPECTED or not path.is_file():
+        return False
+    size, sha256 = EXPECTED[path.name]
+    # A file of another size is none, however long it takes to read.
+    return path.stat().st_size == size and sha256_of(path) == sha256
 
 
 def _fetch(url, target, silence, mirrors_left, bar):

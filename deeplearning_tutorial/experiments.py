@@ -27,7 +27,8 @@ def experiment_of(function):
         return function(**arguments, channel=channel)
 
     experiment.function = function
-    experiment.__module__ = function.__module__
+    # Where a script keeps it under this name, it is found there by other processes.
+    experiment.__module__, experiment.__qualname__ = function.__module__, "experiment"
     experiment.__doc__ = f"""Run `{function.__name__}` as an experiment scheduler such as jobman calls it.
 
     Parameters

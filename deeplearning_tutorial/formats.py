@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from deeplearning_tutorial.array_pickle import load_pairs
-from deeplearning_tutorial.bounded import read_up_to
+from deeplearning_tutorial.bounded import listed, open_file, read_up_to
 from deeplearning_tutorial.npz import NpzReader
+from deeplearning_tutorial.streams import stderr
 
 SPLITS = ("train", "valid", "test")
 # In the order images, labels of the training set, images, labels of the test set.
@@ -26,9 +27,14 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+# Where torchvision puts them, given its root or that of the data set.
+_SUBFOLDERS = ("", "raw", "MNIST/raw")
+
 # Five times MNIST as a pickle of float32: room for float64 and for protocol 0, none for a bomb.
 MAX_BYTES = 1 << 30
 N_PIXELS = 28 * 28
+# Images that are not yet rows of pixels, with or without an axis of their one channel.
+_AS_MAPS = ((28, 28), (1, 28, 28), (28, 28, 1))
 MAX_IMAGES = MAX_BYTES // (4 * N_PIXELS)
 N_VALID = 10_000
 
@@ -52,21 +58,33 @@ def _damage_named(path):
         raise ValueError(f"{path} is damaged or cut short ({error}); replace it by a whole copy") from error
 
 
-def _open(path):
-    """Open ``path`` for reading, through gzip where its first bytes say so, whatever its name."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path) if zipped else open(path, "rb")
+@contextmanager
+def _opened(path):
+    """Open ``path`` for reading, and name it in what is wrong with it."""
+    try:
+        file = open_file(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; give a file") from error
+    with file, _damage_named(path):
+        yield file
+
+
+def _unpacked(file):
+    """Return what reads a file from its beginning, through gzip where its first bytes say so."""
+    file.seek(0)
+    zipped = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if zipped else file
 
 
 def first_bytes(path, n=4):
     """Return the first ``n`` bytes of a file, decompressed."""
-    with _damage_named(path), _open(path) as file:
-        return file.read(n)
+    with _opened(path) as file:
+        return _unpacked(file).read(n)
 
 
 def find_idx(folder):
-    """Find the four IDX files in a folder.
+    """Find the four IDX files in a folder, or in those that torchvision and Kaggle make in it.
 
     Parameters
     ----------
@@ -74,19 +92,26 @@ def find_idx(folder):
 
     Returns
     -------
-    found : list of pathlib.Path
-        Those that are there, in the order of `IDX_FILES`; compressed ones are preferred.
+    found : list of list of pathlib.Path
+        For each that is there, in the order of `IDX_FILES`, its copies; compressed ones go first.
     missing : list of str
         Names of those that are not.
     """
-    found, missing = [], []
+    layouts = [_copies_in(folder / subfolder) for subfolder in _SUBFOLDERS]
+    # Never some of one data set and some of another.
+    copies = max(layouts, key=lambda copies: sum(map(bool, copies)))
+    missing = [name for name, there in zip(IDX_FILES, copies, strict=True) if not there]
+    return [there for there in copies if there], missing
+
+
+def _copies_in(folder):
+    copies = []
     for name in IDX_FILES:
-        there = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
-        if there:
-            found.append(there[0])
-        else:
-            missing.append(name)
-    return found, missing
+        spellings = name, name.replace("-idx", ".idx")
+        paths = [folder / f"{each}{suffix}" for suffix in (".gz", "") for each in spellings]
+        paths += [folder / each / each for each in spellings]
+        copies.append([path for path in paths if path.is_file()])
+    return copies
 
 
 def is_idx(path):
@@ -99,7 +124,8 @@ def is_idx(path):
 
 def _read_idx(path, magic):
     n_sizes = magic[3]
-    with _damage_named(path), _open(path) as file:
+    with _opened(path) as packed:
+        file = _unpacked(packed)
         header = file.read(4 + 4 * n_sizes)
         if not magic.startswith(header[:4]):
             raise ValueError(
@@ -123,13 +149,32 @@ def _read_idx(path, magic):
 def _read_idx_folder(folder, check):
     found, missing = find_idx(folder)
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it")
+        there = listed(sorted(path.name for path in folder.iterdir()))
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)} (.gz or not); put all four IDX files into it, or give the "
+            f"path of another form of MNIST. It holds: {there}"
+        )
     pairs = []
     for images, labels in (found[:2], found[2:]):
-        x, y = _read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS)
-        check(x, y, f"{images} and {labels.name}")
+        (x, path), (y, labels_path) = _read_copy(images, _IDX_IMAGES), _read_copy(labels, _IDX_LABELS)
+        check(x, y, f"{path} and {labels_path.name}")
         pairs.append((x, y))
-    return [*_hold_out(*pairs[0], found[0]), pairs[1]]
+    return [*_hold_out(*pairs[0], found[0][0]), pairs[1]]
+
+
+def _read_copy(copies, magic):
+    """Read the first copy of an IDX file that is whole; return it and its path."""
+    errors = []
+    for path in copies:
+        try:
+            read = _read_idx(path, magic), path
+        except ValueError as error:
+            errors.append(error)
+            continue
+        for error in errors:
+            print(f"Reading {path}, for {error}", file=stderr)
+        return read
+    raise errors[0]
 
 
 def _hold_out(x, y, path):
@@ -140,9 +185,9 @@ def _hold_out(x, y, path):
     return (x[:n_train], y[:n_train]), (x[n_train:], y[n_train:])
 
 
-def _read_npz(path, check):
+def _read_npz(path, file, check):
     try:
-        with NpzReader(path) as archive:
+        with NpzReader(file) as archive:
             splits = SPLITS if "x_valid" in archive.names else ("train", "test")
             names = [f"{kind}_{split}" for split in splits for kind in "xy"]
             missing = [name for name in names if name not in archive.names]
@@ -161,16 +206,17 @@ def _read_npz(path, check):
     return [*_hold_out(*pairs[0], path), pairs[1]]
 
 
-def _read_pickle(path):
-    if first_bytes(path) in (_IDX_IMAGES, _IDX_LABELS):
+def _read_pickle(path, packed):
+    if path.suffix.lower() in (".csv", ".parquet"):
+        raise ValueError(f"{path} is {path.suffix[1:]}, which is not read; give the four IDX files' folder")
+    if _unpacked(packed).read(4) in (_IDX_IMAGES, _IDX_LABELS):
         raise ValueError(f"{path} is one of the four IDX files; give their folder, {path.parent}")
-    with _damage_named(path), _open(path) as file:
-        try:
-            pairs = load_pairs(file, MAX_BYTES)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz, or a pickle made like that"
-            ) from error
+    try:
+        pairs = load_pairs(_unpacked(packed), MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz, or a pickle made like that"
+        ) from error
     if len(pairs) != len(SPLITS):
         raise ValueError(f"{path} holds {len(pairs)} pairs of arrays; it needs three: train, valid, test")
     return pairs
@@ -180,9 +226,11 @@ def _read(path, check):
     """Return three pairs of arrays as the file holds them; ``check`` says whether a pair can be divided."""
     if path.is_dir():
         return _read_idx_folder(path, check)
-    with open(path, "rb") as file:
-        zipped = file.read(2) == _ZIP_MAGIC
-    return _read_npz(path, check) if zipped else _read_pickle(path)
+    # Opened once, for a pipe cannot be opened again.
+    with _opened(path) as file:
+        if file.read(2) == _ZIP_MAGIC:
+            return _read_npz(path, file, check)
+        return _read_pickle(path, file)
 
 
 def _check_fit(x, y, where):
@@ -198,7 +246,7 @@ def _check_fit(x, y, where):
 
 def check_pair(x, y, where):
     """Raise ValueError unless ``x`` can be MNIST's images and ``y`` their labels."""
-    if x.shape[1:] not in ((N_PIXELS,), (28, 28)):
+    if x.shape[1:] != (N_PIXELS,) and x.shape[1:] not in _AS_MAPS:
         raise ValueError(f"{where}: images have shape {x.shape}; use (n, 784) or (n, 28, 28)")
     if y.ndim != 1:
         raise ValueError(f"{where}: labels have shape {y.shape}; use one label per image, shape (n,)")
@@ -246,8 +294,8 @@ def read_splits(path):
     Parameters
     ----------
     path : pathlib.Path
-        The tutorial's pickle (compressed or not), an ``.npz``, or a folder that holds the four IDX files.
-        Which it is shows in its first bytes, not in its name.
+        The tutorial's pickle (compressed or not), an ``.npz``, or a folder that holds the four IDX files, as
+        they come from LeCun, torchvision or Kaggle. Which it is shows in its first bytes, not in its name.
 
     Returns
     -------
@@ -316,7 +364,7 @@ def read_pairs(path):
 
 
 def _flat_images(x):
-    return x.reshape(len(x), N_PIXELS) if x.shape[1:] == (28, 28) else x
+    return x.reshape(len(x), N_PIXELS) if x.shape[1:] in _AS_MAPS else x
 
 
 def _as_examples(x):

@@ -120,7 +120,7 @@ def train_lenet5(
     # Refuses what does not fit.
     architecture_of(locals())
     # All arguments, for they tell one run from another.
-    files = TrainingFiles("lenet5", **locals())
+    files = TrainingFiles("lenet5", train_lenet5, **locals())
     rng = np.random.RandomState(seed)
 
     datasets = load_data(dataset)

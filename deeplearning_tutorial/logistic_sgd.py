@@ -169,7 +169,7 @@ def sgd_optimization_mnist(
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 600)
     # All arguments, for they tell one run from another.
-    files = TrainingFiles("logistic_sgd", **locals())
+    files = TrainingFiles("logistic_sgd", sgd_optimization_mnist, **locals())
 
     datasets = load_data(dataset)
     check_mnist(dataset, datasets)

@@ -198,7 +198,7 @@ def test_mlp(
     check_positive_int("n_hidden", n_hidden, 500)
     check_seed("seed", seed, 1234)
     # All arguments, for they tell one run from another.
-    files = TrainingFiles("mlp", **locals())
+    files = TrainingFiles("mlp", test_mlp, **locals())
 
     datasets = load_data(dataset)
     check_mnist(dataset, datasets)

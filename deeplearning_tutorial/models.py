@@ -14,7 +14,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial import convolutional_mlp, lenet5, logistic_sgd, mlp
-from deeplearning_tutorial.bounded import shown
+from deeplearning_tutorial.bounded import listed, shown
 from deeplearning_tutorial.checkpoint import checkpoint_of, is_checkpoint
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.formats import N_PIXELS
@@ -306,7 +306,7 @@ def model_of(script, parameters, arguments=None):
     expected = _expected_shapes(ARCHITECTURES[script], parameters, arguments or {})
     if parameters.keys() != expected.keys():
         raise ValueError(
-            f"it holds {', '.join(parameters) or 'nothing'}, a model of {script} has {', '.join(expected)}; "
+            f"it holds {listed(parameters)}, a model of {script} has {', '.join(expected)}; "
             "use a file that a script saved with --save"
         )
     for name, shape in expected.items():
@@ -333,6 +333,6 @@ def _script_of(parameters):
         if _expected_shapes(architecture, parameters, {}).keys() == parameters.keys():
             return script
     raise ValueError(
-        f"it holds {', '.join(parameters) or 'nothing'}, which are the parameters of none of "
+        f"it holds {listed(parameters)}, which are the parameters of none of "
         f"{', '.join(ARCHITECTURES)}; use a file that a script saved with --save"
     )

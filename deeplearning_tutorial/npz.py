@@ -5,7 +5,6 @@ dtype of an array are known before it is read, so that a caller can refuse it, a
 its bytes come.
 """
 
-import io
 import math
 import os
 import zipfile
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplearning_tutorial.bounded import LONGEST_SHOWN, PIECE, read_up_to
+from deeplearning_tutorial.bounded import PIECE, cut, open_file, read_up_to
 
 
 class Header(NamedTuple):
@@ -40,13 +39,17 @@ def _read_header(file):
     return Header(shape, dtype, "F" if fortran_order else "C")
 
 
-class _SmallReads(io.FileIO):
+class _SmallReads:
     """A file that is read in pieces: zipfile makes of an archive's directory many times its size."""
+
+    def __init__(self, file):
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, n=-1):
         if n > PIECE:
             raise zipfile.BadZipFile(f"its directory takes {n} bytes")
-        return super().read(n)
+        return self._file.read(n)
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def _told(what):
         yield
     except Exception as error:  # zipfile, and NumPy, which evaluates a header, fail in every way there is
         # NumPy repeats the header, however long.
-        raise ValueError(f"{what} ({str(error)[:LONGEST_SHOWN] or type(error).__name__})") from error
+        raise ValueError(f"{what} ({cut(str(error)) or type(error).__name__})") from error
 
 
 class NpzReader:
@@ -63,12 +66,15 @@ class NpzReader:
 
     Parameters
     ----------
-    path : path
+    file : path or binary file object
+        Closed in the end.
 
     Attributes
     ----------
     names : list of str
         Of the arrays.
+    size : int
+        Bytes of the archive.
 
     Raises
     ------
@@ -78,11 +84,12 @@ class NpzReader:
         If it cannot be opened.
     """
 
-    def __init__(self, path):
-        self._file = _SmallReads(path)
+    def __init__(self, file):
+        self._file = open_file(file) if isinstance(file, (str, os.PathLike)) else file
         try:
             with _told("it is damaged or cut short"):
-                self._archive = zipfile.ZipFile(self._file)
+                self.size = self._file.seek(0, os.SEEK_END)
+                self._archive = zipfile.ZipFile(_SmallReads(self._file))
         except ValueError:
             self._file.close()
             raise
@@ -102,7 +109,7 @@ class NpzReader:
         """Give a member, read up to its array's bytes, and their header."""
         entry = self._entries[name]
         with ExitStack() as stack:
-            with _told(f"it holds {name} as no array of numbers"):
+            with _told(f"it holds {cut(name)} as no array of numbers"):
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError("in a rare compression")
                 file = stack.enter_context(self._archive.open(entry))
@@ -137,7 +144,7 @@ class NpzReader:
             # The byte too many brings zipfile to the end, where it tests the checksum.
             data = read_up_to(file, header.nbytes + 1)
             if len(data) != header.nbytes:
-                raise EOFError(f"{len(data)} bytes for {name}, not {header.nbytes}")
+                raise EOFError(f"{len(data)} bytes for {cut(name)}, not {header.nbytes}")
             return np.ndarray(header.shape, header.dtype, data, order=header.order)
 
 
@@ -162,6 +169,6 @@ def read_uncompressed(path):
     """
     with NpzReader(path) as archive:
         total = sum(archive.header(name).nbytes for name in archive.names)
-        if total > os.path.getsize(path):
+        if total > archive.size:
             raise ValueError(f"it unpacks to {total} bytes, more than the file has; use numpy.savez")
         return {name: archive.array(name) for name in archive.names}

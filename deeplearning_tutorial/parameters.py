@@ -1,14 +1,14 @@
 """Model parameters in ``.npz`` files: named arrays, no pickle."""
 
+import errno
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from deeplearning_tutorial.atomic_files import write_atomically
-from deeplearning_tutorial.bounded import shown
+from deeplearning_tutorial.atomic_files import try_writing, write_atomically
+from deeplearning_tutorial.bounded import listed, shown
 from deeplearning_tutorial.npz import read_uncompressed
 
 ABOUT = "about"
@@ -154,7 +154,7 @@ def check_fit(path, stored, parameters):
     expected = {name: param.get_value(borrow=True).shape for name, param in parameters.items()}
     if stored.keys() != expected.keys():
         raise ValueError(
-            f"{path} does not fit this model: it holds {_list(stored)}, the model has {_list(expected)}; "
+            f"{path} does not fit this model: it holds {listed(stored)}, the model has {listed(expected)}; "
             "use a file that the same script saved"
         )
     for name, shape in expected.items():
@@ -175,15 +175,31 @@ def check_save_path(path, name="save"):
     return check_writable(path, name)
 
 
-def check_writable(path, name):
-    """Return ``path`` as a Path if a file can be written there; raise OSError if not."""
+def check_writable(path, name, *, appended=False):
+    """Return ``path`` as a Path if a file can be written there; raise OSError or ValueError if not.
+
+    One that is ``appended`` to is written where it is; else it may be replaced.
+    """
+    told = f"{name}={str(path)!r}"
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{name}={str(path)!r}: there is no folder {str(path.parent)!r}; create it first"
-        )
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
-        raise PermissionError(f"{name}={str(path)!r} cannot be written; choose another place")
+    try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no folder", str(path))
+        is_there = path.exists()
+        if is_there and not path.is_file():
+            raise PermissionError(errno.EPERM, "it is no file")
+        if is_there and appended:
+            open(path, "r+b").close()
+        else:
+            try_writing(path)
+    except FileNotFoundError as error:
+        # A link may name a file in a folder that is missing.
+        folder = str(Path(error.filename or path).parent)
+        raise FileNotFoundError(f"{told}: there is no folder {folder!r}; create it first") from error
+    except (OSError, ValueError) as error:
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"{told} cannot be written: {reason}; choose another place") from error
     return path
 
 
@@ -193,8 +209,3 @@ def read_npz(path, kind="saved model"):
         return read_uncompressed(path)
     except ValueError as error:
         raise ValueError(f"{path} is not a {kind} ({error}); use a .npz file that a script saved") from error
-
-
-def _list(names):
-    listed = ", ".join(names) or "nothing"
-    return listed if len(listed) <= 1000 else f"{listed[:1000]} ..."

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.bounded import open_file
 from deeplearning_tutorial.utils import tile_raster_images
 
 # Formats that people have, each decoded by Pillow itself: EPS for one would start Ghostscript.
@@ -24,6 +25,11 @@ BOX = 20
 CENTRE = 14
 # Pictures are first reduced to at most about this many pixels a side: strokes of a digit stay wide enough.
 WORKING_SIZE = 400
+# Pillow's limit, which a program may lift for all its pictures. Numbers beyond bytes are made float64.
+_MOST_PIXELS = 89_478_485
+_MOST_WIDE_PIXELS = _MOST_PIXELS // 4
+# All that reduces a picture's size counts its pixels: a line of millions would stay as long.
+_LONGEST_SIDE = 30_000
 # Fractions: of the full range of values, less contrast than this is no drawing; of the picture, more ink than
 # this is none either; of the strongest ink, less than this does not count for the digit's extent; of the
 # largest connected piece of ink, smaller pieces than this are specks.
@@ -33,6 +39,10 @@ _FAINT = 0.1
 _SPECK = 0.02
 _ENLARGED = 20
 _SHADES = " .:-=+*#%@"
+
+
+class _TooLarge(Exception):
+    """A picture has too many pixels."""
 
 
 def require_pillow():
@@ -63,20 +73,24 @@ def read_picture(path):
     Raises
     ------
     ValueError
-        If the file is no such picture, is damaged, unpacks to more than Pillow's limit of 89 million
-        pixels, or shows no digit: it is blank, or more ink than paper.
+        If the file is no such picture, is damaged, has more than 89 million pixels (22 million of more than 8
+        bits) or 30,000 a side, or shows no digit: it is blank, or more ink than paper.
     OSError
         If the file cannot be opened.
     ImportError
         If Pillow is not installed.
     """
     Image = require_pillow()
-    with open(path, "rb") as file:
+    try:
+        opened = open_file(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; give a picture's file") from error
+    with opened as file:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 greys = _greys(Image, file)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except (_TooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} has too many pixels ({error}); make it smaller") from error
         except Image.UnidentifiedImageError as error:
             raise ValueError(
@@ -143,6 +157,7 @@ def _greys(Image, file):
     from PIL import ImageOps
 
     image = Image.open(file, formats=FORMATS)
+    _check_size(image)
     image.draft("L", (WORKING_SIZE, WORKING_SIZE))
     image = ImageOps.exif_transpose(image)
     transparent = image.has_transparency_data
@@ -158,6 +173,16 @@ def _greys(Image, file):
         papers = [Image.new("RGBA", image.size, colour) for colour in ("white", "black")]
         images = [Image.alpha_composite(paper, image).convert("L") for paper in papers]
     return [np.asarray(image, np.float64) / 255 for image in images]
+
+
+def _check_size(image):
+    """Raise `_TooLarge` where a picture would take more time or memory than one of a digit may."""
+    pixels = image.width * image.height
+    most = _MOST_WIDE_PIXELS if image.mode.startswith(("I", "F")) else _MOST_PIXELS
+    if pixels > most:
+        raise _TooLarge(f"{pixels} pixels, of which {most} are read")
+    if max(image.size) > _LONGEST_SIDE:
+        raise _TooLarge(f"{image.width}x{image.height} pixels, of which {_LONGEST_SIDE} a side are read")
 
 
 def _from_wide_values(Image, image):

@@ -16,12 +16,14 @@ import numpy as np
 
 from deeplearning_tutorial import plots
 from deeplearning_tutorial.atomic_files import write_atomically
+from deeplearning_tutorial.bounded import cut
 from deeplearning_tutorial.checkpoint import data_fingerprint, read_checkpoint
 from deeplearning_tutorial.classification import evaluate
 from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data, sample_path
 from deeplearning_tutorial.feature_maps import feature_maps
 from deeplearning_tutorial.models import ARCHITECTURES, model_of
 from deeplearning_tutorial.page import Picture, Section, Table, page
+from deeplearning_tutorial.parameters import check_writable
 from deeplearning_tutorial.streams import command, stderr, stdout
 
 _TITLES = {
@@ -75,6 +77,9 @@ def write_report(checkpoint, output=None, *, dataset=None, digit=0):
     x, y = _test_set(checkpoint, run, dataset)
     if not 0 <= digit < len(y):
         raise ValueError(f"digit={digit} is not in the test set; use one from 0 to {len(y) - 1}")
+    folder = checkpoint.with_name(f"{checkpoint.stem}-report") if output is None else Path(output)
+    folder.mkdir(exist_ok=True)
+    path = check_writable(folder / "index.html", "output")
     test = evaluate(model, x, y)
     sections = [
         _settings(run),
@@ -88,13 +93,10 @@ def write_report(checkpoint, output=None, *, dataset=None, digit=0):
         f"The best model of {_count(run.result.epochs, 'epoch')}, chosen by validation, misclassifies "
         f"{test.n_wrong} of {len(y)} test digits: {100 * test.error:.2f}\xa0%."
     )
-    folder = checkpoint.with_name(f"{checkpoint.stem}-report") if output is None else Path(output)
-    folder.mkdir(exist_ok=True)
     for section in sections:
         for picture in section.contents:
             if isinstance(picture, Picture):
                 write_atomically(folder / f"{picture.name}.png", picture.png)
-    path = folder / "index.html"
     write_atomically(path, page(_TITLES[run.script], summary, sections).encode())
     return path
 
@@ -107,7 +109,7 @@ def _test_set(checkpoint, run, dataset):
         if data_fingerprint(datasets) == run.data:
             return [variable.get_value(borrow=True) for variable in datasets[2]]
     raise ValueError(
-        f"{checkpoint} was trained on other data than {candidate}: {run.data} there, "
+        f"{checkpoint} was trained on other data than {candidate}: {cut(run.data)} there, "
         f"{data_fingerprint(datasets)} here; give the data set that it was trained on"
     )
 

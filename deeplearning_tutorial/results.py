@@ -80,17 +80,20 @@ class TrainingResult:
         )
 
 
-class TrainingInterrupted(KeyboardInterrupt):
+class _EndedEarly(BaseException):
+    def __init__(self, message, result):
+        super().__init__(message)
+        self.result = result
+
+    def __reduce__(self):
+        # Exceptions are made again from ``args``, the message alone.
+        kind, arguments, attributes = super().__reduce__()
+        return kind, (*arguments, self.result), attributes
+
+
+class TrainingInterrupted(_EndedEarly, KeyboardInterrupt):
     """Ctrl-C ended training; what was reached is in the attribute ``result``, a `TrainingResult`."""
 
-    def __init__(self, message, result):
-        super().__init__(message)
-        self.result = result
 
-
-class DivergenceError(FloatingPointError):
+class DivergenceError(_EndedEarly, FloatingPointError):
     """The cost became NaN or infinite; what was reached before is in ``result``, a `TrainingResult`."""
-
-    def __init__(self, message, result):
-        super().__init__(message)
-        self.result = result

@@ -23,8 +23,11 @@ import math
 import tomllib
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
+from deeplearning_tutorial.bounded import open_file
+
+# More than any search space has.
+_MAX_BYTES = 1 << 20
 _TRUTH = {"true": True, "false": False}
 
 
@@ -144,8 +147,12 @@ def parse_searches(searches, defaults):
 def read_space(path, defaults):
     """Read a search space from a TOML file; parameters, result and errors are those of `parse_searches`."""
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with open_file(path) as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        tables = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     space = {}
     for name, table in _flattened(tables):

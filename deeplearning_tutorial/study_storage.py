@@ -1,9 +1,12 @@
 """Where studies are kept: an SQLite file, another database, or a journal file."""
 
+import importlib.util
 import os
 import random
+import sqlite3
 import time
 from contextlib import contextmanager
+from functools import partial
 
 from deeplearning_tutorial.parameters import check_writable
 
@@ -33,9 +36,9 @@ def open_storage(url, create=True):
 
     Parameters
     ----------
-    url : str
+    url : str or path
         ``journal:PATH`` for a journal file, else a database as SQLAlchemy names it, such as
-        ``sqlite:///PATH`` or ``postgresql+psycopg://USER@HOST/DATABASE``.
+        ``sqlite:///PATH`` or ``postgresql://USER@HOST/DATABASE``; or a Path, an SQLite file of any name.
     create : bool
         Whether a file that is missing is made.
 
@@ -53,6 +56,13 @@ def open_storage(url, create=True):
         If the database's driver is not installed.
     """
     optuna = require_optuna()
+    if not isinstance(url, str):
+        _check_file(os.fspath(url), create)
+        connect = partial(sqlite3.connect, url, timeout=_SQLITE_TIMEOUT, check_same_thread=False)
+        with _open_database("sqlite://", str(url), {"creator": connect}, is_sqlite=True) as storage:
+            yield storage
+        return
+    url, shown = _normalised(url)
     if url.startswith(_JOURNAL):
         path = url.removeprefix(_JOURNAL).removeprefix("//")
         _check_file(path, create)
@@ -62,21 +72,53 @@ def open_storage(url, create=True):
 
     try:
         address = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise ValueError(
-            f"storage={url!r} is no URL; use e.g. sqlite:///study.db or journal:study.log"
+            f"storage={shown!r} is no URL; use e.g. sqlite:///study.db or journal:study.log"
         ) from None
-    # A trial may outlast what a server grants a silent connection, so none is kept.
-    options = {"poolclass": sqlalchemy.pool.NullPool}
-    is_sqlite = address.get_backend_name() == "sqlite"
+    if "?" in url and not address.query:
+        raise ValueError(f"storage={shown!r}: what follows the ? is no name=value; leave it out")
+    options, is_sqlite = {}, address.get_backend_name() == "sqlite"
     if is_sqlite:
-        _check_file(address.database or "", create)
+        in_memory = address.query.get("mode") == "memory"
+        _check_file("" if in_memory else (address.database or "").removeprefix("file:"), create)
         options["connect_args"] = {"timeout": _SQLITE_TIMEOUT}
+    # Optuna fills in what stands between braces.
+    url = url.replace("{", "{{").replace("}", "}}")
+    with _open_database(url, address.render_as_string(), options, is_sqlite) as storage:
+        yield storage
+
+
+def _normalised(url):
+    """Return a URL with a scheme that is known, and the URL that may be shown, without a password."""
+    scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
+    if scheme in ("postgres", "postgresql"):
+        # SQLAlchemy knows one name only, and of several drivers takes the older.
+        scheme = "postgresql" if importlib.util.find_spec("psycopg2") else "postgresql+psycopg"
+    _secret, at, address = rest.rpartition("@")
+    return f"{scheme}{colon}{rest}" if colon else url, f"{scheme}:***@{address}" if at else url
+
+
+@contextmanager
+def _open_database(url, shown, options, is_sqlite):
+    """Open a database by Optuna; ``options`` are those of SQLAlchemy's ``create_engine``."""
+    import optuna
+    import sqlalchemy
+
+    # A trial may outlast what a server grants a silent connection, so none is kept.
+    options = options | {"poolclass": sqlalchemy.pool.NullPool}
     storage = None
     give_up = time.monotonic() + _CREATION_TIMEOUT
     while storage is None:
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except ImportError as error:
+            driver = getattr(error.__cause__ or error, "name", None) or "a driver"
+            raise ImportError(
+                f"storage={shown} needs {driver}, which is not installed; install it, or name a driver "
+                "that is, as in mysql+pymysql://"
+            ) from error
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             cause = str(error.__cause__ or error).strip()
             is_there = "already exists" in cause or isinstance(error, sqlalchemy.exc.IntegrityError)
@@ -84,8 +126,11 @@ def open_storage(url, create=True):
                 # Several workers begin a study at the same moment, and another one makes the tables.
                 time.sleep(random.uniform(0.1, 0.5))
                 continue
-            opened = f"storage={address.render_as_string()} cannot be opened"
-            raise OSError(f"{opened}: {cause.splitlines()[0]}") from error
+            advice = ""
+            if isinstance(error, sqlalchemy.exc.NoSuchModuleError):
+                advice = "; use e.g. sqlite:///study.db, postgresql://user@host/database or journal:study.log"
+            told = f"storage={shown} cannot be opened: {cause.splitlines()[0]}{advice}"
+            raise OSError(told) from error
     try:
         if is_sqlite:
             _lock_whole_transactions(storage.engine)
@@ -95,7 +140,7 @@ def open_storage(url, create=True):
         storage.engine.dispose()
 
 
-def open_study(storage, name, settings=None):
+def open_study(storage, name, settings=None, defaults=None):
     """Find a study, or make it.
 
     Parameters
@@ -105,6 +150,8 @@ def open_study(storage, name, settings=None):
     settings : dict of str to dict, optional
         What makes results comparable; JSON can hold it. A study keeps what it was made with, unless all
         its trials failed. Without ``settings`` it must exist.
+    defaults : dict, optional
+        What an argument was that did not exist when the study began, as JSON has it.
 
     Returns
     -------
@@ -124,14 +171,14 @@ def open_study(storage, name, settings=None):
         return optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
-    begun_with = study.user_attrs.get("settings")
-    if begun_with not in (None, settings) and trials and all(trial.state.name == "FAIL" for trial in trials):
+    begun_with = _completed(study, settings, defaults or {})
+    if begun_with not in ({}, settings) and trials and all(trial.state.name == "FAIL" for trial in trials):
         # Nothing came of what it began with, yet Optuna would go on to demand the same choices.
         optuna.delete_study(study_name=name, storage=storage)
         study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     if not study.user_attrs:
         study.set_user_attr("settings", settings)
-    there = study.user_attrs.get("settings", {})
+    there = _completed(study, settings, defaults or {})
     differences = [
         f"{kind} {key} is {there.get(kind, {}).get(key)!r} there and {settings.get(kind, {}).get(key)!r} here"
         for kind in {**settings, **there}
@@ -144,6 +191,14 @@ def open_study(storage, name, settings=None):
             "Give the same, or another study to start anew"
         )
     return study
+
+
+def _completed(study, here, defaults):
+    """Return the settings of a study, with the defaults of arguments that did not exist when it began."""
+    there = study.user_attrs.get("settings", {})
+    new = here.get("fixed", {}).keys() & defaults.keys() - there.get("search", {}).keys()
+    completed = {"fixed": {name: defaults[name] for name in new} | there.get("fixed", {})}
+    return there and there | completed
 
 
 def _check_file(path, create):

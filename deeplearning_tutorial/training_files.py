@@ -1,15 +1,18 @@
 """The files a training run keeps: its best model, its checkpoint and its log."""
 
 import csv
+import inspect
 import io
 import json
+import os
 from dataclasses import astuple, fields, replace
 
 import pytensor
-from pytensor.compile.mode import get_default_mode
+from pytensor.compile.mode import get_default_mode, get_mode
 from tqdm import tqdm
 
 from deeplearning_tutorial.atomic_files import remove_stale_parts
+from deeplearning_tutorial.bounded import cut, shown
 from deeplearning_tutorial.checkpoint import (
     VERSIONS,
     Checkpoint,
@@ -38,6 +41,9 @@ class TrainingFiles:
     ----------
     script : str
         Name of the script.
+    function : callable, optional
+        Its training function. An argument that a checkpoint lacks did not exist when it was written, and had
+        the value that is its default now.
     save, checkpoint, log : path or None
         ``.npz`` files for the best model and for the complete state, ``.csv`` for a line per validation.
     resume : bool
@@ -70,6 +76,7 @@ class TrainingFiles:
     def __init__(
         self,
         script="",
+        function=None,
         *,
         save=None,
         checkpoint=None,
@@ -81,8 +88,7 @@ class TrainingFiles:
         **arguments,
     ):
         arguments |= {"floatX": pytensor.config.floatX, "mode": back_end()}
-        # As they come back from the file; an int may be NumPy's.
-        self.arguments = json.loads(json.dumps(arguments, default=int))
+        self.arguments = as_json(arguments)
         self.resumed = None
         self.unwritten = {}
         self._about = {"script": script, "arguments": self.arguments}
@@ -90,10 +96,10 @@ class TrainingFiles:
         self._saved_iteration = 0
         self._save = None if save is None else check_save_path(save)
         self._checkpoint = None if checkpoint is None else check_save_path(checkpoint, "checkpoint")
-        log = None if log is None else check_writable(log, "log")
+        log = None if log is None else check_writable(log, "log", appended=True)
         self._check_paths(resume, log)
         if resume:
-            self._resume(script)
+            self._resume(script, {} if function is None else as_json(_defaults(function)))
         self._log = None if log is None else _Log(log, resume, self.resumed)
         for path in filter(None, (self._save, self._checkpoint)):
             remove_stale_parts(path)
@@ -105,7 +111,7 @@ class TrainingFiles:
         self._data = data_fingerprint(datasets)
         if self.resumed is not None and self.resumed.data != self._data:
             raise ValueError(
-                f"checkpoint={str(self._checkpoint)!r} belongs to another data set: {self.resumed.data} "
+                f"checkpoint={str(self._checkpoint)!r} belongs to another data set: {cut(self.resumed.data)} "
                 f"there, {self._data} here; give the same dataset, or another checkpoint to start anew"
             )
 
@@ -175,30 +181,32 @@ class TrainingFiles:
         given = [(name, path) for name, path in named.items() if path is not None]
         for i, (name, path) in enumerate(given):
             for other, other_path in given[:i]:
-                if path.absolute() == other_path.absolute():
+                # Links to one file are one file.
+                if os.path.realpath(path) == os.path.realpath(other_path):
                     raise ValueError(f"{other} and {name} are both {str(path)!r}; give two names")
         if resume and self._checkpoint is None:
             raise ValueError("resume=True needs the file to go on from; give checkpoint, too")
         if self._checkpoint is not None and not resume:
             _refuse_existing("checkpoint", self._checkpoint)
 
-    def _resume(self, script):
+    def _resume(self, script, defaults):
         path = self._checkpoint
         if not path.exists():
             print(f"There is no checkpoint {path} yet: training starts anew", file=stderr)
             return
         resumed = read_checkpoint(path)
-        there, here = resumed.arguments, self.arguments
+        here = self.arguments
+        there = {name: value for name, value in defaults.items() if name in here} | resumed.arguments
         if resumed.script != script:
             there, here = {"script": resumed.script}, {"script": script}
         differences = [
-            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            f"{cut(name)} is {shown(there.get(name))} there and {here.get(name)!r} here"
             for name in here | there
             if name != "n_epochs" and there.get(name) != here.get(name)
         ]
         if differences:
             raise ValueError(
-                f"checkpoint={str(path)!r} belongs to another run: {'; '.join(differences)}. "
+                f"checkpoint={str(path)!r} belongs to another run: {cut('; '.join(differences), 1000)}. "
                 "Give the same arguments, or another checkpoint to start anew"
             )
         n_epochs = self.arguments.get("n_epochs", resumed.result.epochs)
@@ -260,6 +268,16 @@ class _Log:
         self._pending = b""
 
 
+def as_json(arguments):
+    """Return arguments, a dict, as they come back from a file: tuples are lists, NumPy's ints are ints."""
+    return json.loads(json.dumps(arguments, default=int))
+
+
+def _defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
 def _csv(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -267,10 +285,17 @@ def _csv(rows):
 
 
 def back_end():
-    """Name the back end as ``--mode`` does, also where it is PyTensor's default."""
-    if pytensor.config.mode != "Mode":
-        return pytensor.config.mode
-    return type(get_default_mode().linker).__name__.removesuffix("Linker").upper()
+    """Name the back end as ``--mode`` does, also where the configuration holds a Mode object.
+
+    PyTensor puts one there itself while it compiles, and leaves it if two threads compile at once.
+    """
+    name = pytensor.config.mode
+    if isinstance(name, str) and name != "Mode":
+        return name
+    mode = get_default_mode()
+    named = (name for name in ("FAST_COMPILE", "FAST_RUN") if get_mode(name) is mode)
+    linker = type(mode.linker).__name__.removesuffix("Linker").upper()
+    return linker if linker != "VM" else next(named, linker)
 
 
 def _refuse_existing(name, path):
@@ -279,4 +304,4 @@ def _refuse_existing(name, path):
 
 
 def _listed(versions):
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return cut(", ".join(f"{name} {version}" for name, version in versions.items()))

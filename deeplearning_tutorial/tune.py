@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import importlib
 import io
-import json
 import os
 import signal
 import subprocess
@@ -34,6 +33,7 @@ import numba
 import pytensor
 
 from deeplearning_tutorial import command_line, study_results
+from deeplearning_tutorial.bounded import open_file
 from deeplearning_tutorial.checkpoint import data_fingerprint
 from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed
 from deeplearning_tutorial.datasets import check_mnist
@@ -43,7 +43,7 @@ from deeplearning_tutorial.search_space import Range, merge, parse_searches, rea
 from deeplearning_tutorial.streams import command, stderr, stdout
 from deeplearning_tutorial.study_storage import open_storage, open_study, require_optuna
 from deeplearning_tutorial.study_worker import PRUNERS, Worker, counting, make_pruner
-from deeplearning_tutorial.training_files import back_end
+from deeplearning_tutorial.training_files import as_json, back_end
 
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Seconds between two looks at the workers.
@@ -87,7 +87,8 @@ def _run(argv):
     options = argparse.Namespace(**{name: arguments.pop(name) for name in own})
     _check(options)
     study_name = options.study or argv[0].rpartition(".")[2]
-    storage = options.storage or f"sqlite:///{study_name}.db"
+    # Not a URL, in which some characters of a name would be options.
+    storage = options.storage or Path(f"{study_name}.db")
     if options.show:
         with open_storage(storage, create=False) as opened:
             return _report(options, module, experiment, open_study(opened, study_name))
@@ -108,7 +109,7 @@ def _run(argv):
         "fixed": _comparable(module, defaults | fixed, space),
     }
     with open_storage(storage) as opened:
-        study = open_study(opened, study_name, settings)
+        study = open_study(opened, study_name, settings, as_json(defaults))
         worker = Worker(
             study,
             experiment,
@@ -187,6 +188,10 @@ def _check(options):
 
 def _load(script):
     """Return a script's module name and its experiment."""
+    if script.endswith(".py") or not all(part.isidentifier() for part in script.split(".")):
+        # A path of a script, most likely; ``python -m`` takes none either.
+        stem = Path(script).name.strip(".").removesuffix(".py")
+        raise ValueError(f"{script!r} is no module's name; use e.g. {stem if stem.isidentifier() else 'mlp'}")
     for name in (f"deeplearning_tutorial.{script}", script):
         try:
             module = importlib.import_module(name)
@@ -247,7 +252,7 @@ def _comparable(module, arguments, space):
     if arguments.get("dataset") is not None:
         described["data"] = _data_of(importlib.import_module(module), arguments["dataset"])
     described |= {"floatX": pytensor.config.floatX, "mode": back_end()}
-    return json.loads(json.dumps(described))
+    return as_json(described)
 
 
 def _data_of(script, dataset):
@@ -257,7 +262,7 @@ def _data_of(script, dataset):
             datasets = script.load_data(dataset)
         check_mnist(dataset, datasets)
         return data_fingerprint(datasets)
-    with open(dataset, "rb") as file:
+    with open_file(dataset) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,12 +1,16 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytensor
 import pytest
 
+import deeplearning_tutorial
+from deeplearning_tutorial import convolutional_mlp
 from deeplearning_tutorial.checkpoint import (
     VERSIONS,
     Checkpoint,
@@ -14,7 +18,13 @@ from deeplearning_tutorial.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from deeplearning_tutorial.datasets import sample_path
+from deeplearning_tutorial.models import read_model
 from deeplearning_tutorial.results import TrainingResult, Validation
+from deeplearning_tutorial.training_files import TrainingFiles
+
+# One epoch of LeNet with a map in each layer, on the sample; and of a small AlexNet.
+OLD = Path(__file__).with_name("checkpoints")
 
 HISTORY = [
     Validation(1, 4, 4, cost=0.1 + 0.2, validation_error=0.4, test_error=0.41, seconds=1 / 3),
@@ -199,3 +209,42 @@ def test_a_large_split_is_hashed_to_its_end():
     first = data_fingerprint([(pytensor.shared(x), pytensor.shared(y))])
     x[-1] = 1
     assert data_fingerprint([(pytensor.shared(x), pytensor.shared(y))]) != first
+
+
+@pytest.mark.parametrize("name", ["before_poolings.npz", "before_own_version.npz"])
+def test_a_checkpoint_of_an_older_version_is_read_and_resumed(tmp_path, monkeypatch, capsys, name):
+    path = shutil.copy(OLD / name, tmp_path / "c.npz")
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.script, checkpoint.iteration) == ("convolutional_mlp", 6)
+    assert (checkpoint.result.best_validation_error, checkpoint.result.test_error) == (0.758, 0.772)
+    assert checkpoint.parameters["layer2.W"].shape == (16, 500)
+    assert "deeplearning_tutorial" not in checkpoint.versions
+    assert read_model(path).units == [1, 1, 500, 10]
+
+    made = []
+
+    class Made(TrainingFiles):
+        def check_data(self, datasets):
+            made.append(self)
+            raise InterruptedError
+
+    monkeypatch.setattr(convolutional_mlp, "TrainingFiles", Made)
+    arguments = {"dataset": sample_path(), "nkerns": (1, 1), "checkpoint": path, "resume": True}
+    with pytensor.config.change_flags(floatX="float32", mode="NUMBA"):
+        with pytest.raises(InterruptedError):
+            convolutional_mlp.evaluate_lenet5(**arguments)
+        with pytest.raises(ValueError, match="pooling is 'max' there and 'l2' here. Give the same arguments"):
+            convolutional_mlp.evaluate_lenet5(**arguments, pooling="l2")
+    [files] = made
+    parameters = {each: pytensor.shared(0 * value) for each, value in checkpoint.parameters.items()}
+    _result, iteration, _patience = files.restore(parameters, (6, 2, 2))
+    assert iteration == 6
+    np.testing.assert_array_equal(parameters["layer0.b"].get_value(), checkpoint.parameters["layer0.b"])
+    assert f"deeplearning_tutorial {deeplearning_tutorial.__version__}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_an_optimiser_is_read():
+    checkpoint = read_checkpoint(OLD / "with_optimiser.npz")
+    assert (checkpoint.script, checkpoint.iteration, len(checkpoint.result.history)) == ("alexnet", 1, 1)
+    assert checkpoint.optimiser and checkpoint.parameters.keys() == checkpoint.result.best_parameters.keys()
+    assert checkpoint.arguments["momentum"] == 0.9 and checkpoint.versions["deeplearning_tutorial"] == "0.1.0"

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from deeplearning_tutorial import (
     logistic_sgd,
     mlp,
 )
+from deeplearning_tutorial.datasets import sample_path
 from deeplearning_tutorial.results import DivergenceError, TrainingInterrupted, TrainingResult, Validation
 
 TRAINING = {
@@ -322,6 +324,13 @@ def test_the_published_figures_stand_beside_this_runs_after_a_run_with_defaults(
 def test_where_the_data_lies_and_what_is_kept_does_not_matter_to_the_comparison(run, capsys, arguments):
     run(*arguments)
     assert "published" in capsys.readouterr().err
+
+
+def test_other_data_under_mnists_names_are_not_compared(run, capsys):
+    shutil.copy(sample_path(), "mnist.pkl.gz")
+    run()
+    told = "NOTICE: these data are not MNIST's, so the figures do not compare with the tutorial's."
+    assert capsys.readouterr() == ("epoch 1\n", f"\n{told}\n")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from machine import MNIST
 from PIL import Image
 
 from deeplearning_tutorial import convolutional_mlp, datasets, download, lenet5, logistic_sgd, mlp
+from deeplearning_tutorial.checkpoint import MNIST_FINGERPRINT, data_fingerprint
 from deeplearning_tutorial.datasets import DatasetNotFoundError, load_data, locate, sample_path
 from deeplearning_tutorial.formats import IDX_FILES
 
@@ -194,6 +195,24 @@ def test_the_four_idx_files_or_an_npz_stand_for_mnist_pkl_gz(places, suffix):
     # The very name goes first, wherever it is.
     write_pickle(places.own / "mnist.pkl.gz")
     assert locate("mnist.pkl.gz") == places.own / "mnist.pkl.gz"
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "raw"])
+def test_what_torchvision_downloaded_stands_for_mnist_pkl_gz(places, capsys, folder):
+    (places.named / folder).mkdir(parents=True)
+    write_idx(places.named / folder, "")
+    assert locate("mnist.pkl.gz") == places.named
+    assert datasets.main([]) == 0
+    # Only the originals, compressed, are told apart by their SHA-256.
+    assert "SHA-256" not in capsys.readouterr().out
+
+
+def test_a_copy_that_is_no_idx_file_matters_only_where_it_is_the_only_one(places, capsys):
+    write_idx(places.named, "")
+    (places.named / f"{IDX_FILES[1]}.gz").write_bytes(b"<html>not found</html>")
+    assert locate("mnist.pkl.gz") == places.named
+    assert len(load_data("mnist.pkl.gz")) == 3
+    assert "Passing over" not in capsys.readouterr().err
 
 
 def test_idx_files_of_another_kind_are_passed_over_aloud(places, capsys):
@@ -419,3 +438,4 @@ def test_mnist_itself():
         ((10_000, 784), 258_209_494, 44_794, [3, 8, 6, 9, 6]),
         ((10_000, 784), 264_923_200, 44_434, [7, 2, 1, 0, 4]),
     ]
+    assert data_fingerprint(load_data(MNIST)) == MNIST_FINGERPRINT

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -34,7 +35,7 @@ class Mirror(ThreadingHTTPServer):
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                name = self.path.rpartition("/")[2]
+                name = self.path.rpartition("/")[2].partition("?")[0]
                 mirror.asked.append(name)
                 try:
                     behave(self, FILES[name])
@@ -110,6 +111,43 @@ def trickles(handler, body):
     handler.wfile.write(body[15:])
 
 
+def redirects(handler, body):
+    """Send elsewhere, with a body without end."""
+    if "/elsewhere/" in handler.path:
+        return good(handler, body)
+    handler.send_response(302)
+    handler.send_header("Location", f"../elsewhere/{handler.path.rpartition('/')[2]}")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1 << 20))
+
+
+def goes_round(handler, body):
+    handler.send_response(307)
+    handler.send_header("Location", f"{handler.path}?again")
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+def sends_to_a_file(handler, body):
+    handler.send_response(301)
+    handler.send_header("Location", "file:///etc/hostname")
+    handler.end_headers()
+
+
+def sends_nowhere(handler, body):
+    handler.send_response(302)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def refuses_at_length(handler, body):
+    handler.send_response(503)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1 << 20))
+
+
 @pytest.fixture
 def mirrors(monkeypatch):
     """Start mirrors that behave as told, and make them the ones downloaded from."""
@@ -154,6 +192,38 @@ def test_a_good_mirror_gives_every_file_under_its_name(tmp_path, mirrors, capsys
     # No progress bar where stderr is no terminal.
     out, err = capsys.readouterr()
     assert out == "" and err == f"Downloading MNIST into {folder}\n"
+
+
+def test_a_redirect_is_followed_without_reading_its_body(tmp_path, mirrors):
+    mirrors(redirects)
+    tracemalloc.start()
+    try:
+        download(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+    assert_complete(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "behave, told",
+    [
+        (goes_round, "redirects more than 5 times, last to http://127.0.0.1:"),
+        (sends_to_a_file, "No connection adapters were found for 'file:///etc/hostname'"),
+        (sends_nowhere, "answers 302 Found"),
+        (refuses_at_length, "503 Server Error"),
+    ],
+)
+def test_an_answer_that_is_not_the_file_is_no_file_and_is_not_read(tmp_path, mirrors, behave, told):
+    mirrors(behave)
+    tracemalloc.start()
+    try:
+        [failure] = failures_of(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+    assert told in failure
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_get_the_usual_permissions(tmp_path, mirrors):

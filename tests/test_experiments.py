@@ -1,4 +1,5 @@
 import inspect
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,8 @@ def test_the_states_attributes_are_the_arguments_and_others_are_left_alone():
 @pytest.mark.parametrize("module", FUNCTIONS, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_each_script_has_an_experiment_of_its_own(module):
     assert module.experiment.function is FUNCTIONS[module]
+    # As a pool of processes sends it.
+    assert pickle.loads(pickle.dumps(module.experiment)) is module.experiment
     assert module.experiment.__module__ == module.__name__
     assert str(inspect.signature(module.experiment)) == "(state, channel)"
     assert FUNCTIONS[module].__name__ in module.experiment.__doc__

@@ -212,6 +212,83 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path):
         read_splits(tmp_path)
 
 
+def test_a_folder_that_holds_something_else_is_refused_with_what_it_holds(tmp_path):
+    for name in ("mnist_train.csv", "mnist_test.csv", *(f"x{n}" for n in range(1000))):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="lacks train-.* It holds: mnist_test.csv, mnist_train") as told:
+        read_splits(tmp_path)
+    assert len(str(told.value)) < 1500
+    with pytest.raises(ValueError, match="train.csv is csv, which is not read; give the four IDX files"):
+        read_splits(tmp_path / "mnist_train.csv")
+
+
+LAYOUTS = {
+    "torchvision's root": "MNIST/raw/{}",
+    "torchvision's data set": "raw/{}",
+    "dots": "{dotted}",
+    "dots, compressed": "{dotted}.gz",
+    "Kaggle's folders": "{}/{}",
+    "Kaggle's folders and dots": "{dotted}/{dotted}",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_idx_files_are_found_as_others_lay_them_out(tmp_path, layout):
+    whole = write_idx(tmp_path / "whole", gz=layout.endswith(".gz"))
+    for path in whole.iterdir():
+        name = path.name.removesuffix(".gz")
+        there = tmp_path / "root" / layout.format(name, name, dotted=name.replace("-idx", ".idx"))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(there)
+    expected = read_splits(write_npz(tmp_path / "m.npz"))
+    for found, pair in zip(read_splits(tmp_path / "root"), expected, strict=True):
+        for array, expected_array in zip(found, pair, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
+
+
+def test_files_of_two_data_sets_are_not_mixed(tmp_path):
+    write_idx(tmp_path / "raw", train_images=X_TRAIN[::-1].copy())
+    (write_idx(tmp_path) / "t10k-images-idx3-ubyte.gz").unlink()
+    [(x, _y), *_others] = read_splits(tmp_path)
+    np.testing.assert_array_equal(x[0] * 256, X_TRAIN[-1].ravel())
+
+
+@pytest.mark.parametrize("cut", [".gz", ""])
+@pytest.mark.parametrize("name", IDX_FILES)
+def test_a_cut_copy_beside_a_whole_one_is_passed_over_aloud(tmp_path, capsys, cut, name):
+    write_idx(tmp_path, gz=True)
+    write_idx(tmp_path, gz=False)
+    path = tmp_path / f"{name}{cut}"
+    path.write_bytes(path.read_bytes()[:-5])
+    expected = read_splits(write_npz(tmp_path / "m.npz"))
+    for found, pair in zip(read_splits(tmp_path), expected, strict=True):
+        np.testing.assert_array_equal(found[0], pair[0])
+        np.testing.assert_array_equal(found[1], pair[1])
+    err = capsys.readouterr().err
+    if cut:
+        assert err.startswith(f"Reading {tmp_path / name}, for {path} is damaged or cut short (")
+    else:
+        assert err == ""
+    (tmp_path / f"{name}{'' if cut else '.gz'}").unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or cut short"):
+        read_splits(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28, 1)])
+@pytest.mark.parametrize("writer", ["pickle", "npz"])
+def test_images_with_an_axis_of_one_channel_are_images(tmp_path, shape, writer):
+    pairs = [(x.reshape(-1, *shape), y) for x, y in tutorial_pairs()]
+    if writer == "pickle":
+        path = write_pickle(tmp_path / "m.pkl", pairs)
+    else:
+        path = write_npz(
+            tmp_path / "m.npz", x_train=X_TRAIN.reshape(-1, *shape), x_test=X_TEST.reshape(-1, *shape)
+        )
+    for (x, y), (expected_x, expected_y) in zip(read_splits(path), tutorial_pairs(), strict=True):
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(y, expected_y)
+
+
 def test_one_idx_file_alone_is_refused_with_its_folder_named(tmp_path):
     write_idx(tmp_path)
     with pytest.raises(ValueError, match=f"one of the four IDX files; give their folder, {tmp_path}"):

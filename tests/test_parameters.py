@@ -7,7 +7,7 @@ import numpy as np
 import pytensor
 import pytest
 
-from deeplearning_tutorial import parameters as module
+from deeplearning_tutorial import atomic_files
 from deeplearning_tutorial.parameters import (
     check_save_path,
     copy_parameters,
@@ -128,7 +128,7 @@ def test_the_file_gets_its_name_only_once_it_is_whole(tmp_path, monkeypatch, mod
         with np.load(source) as file:
             seen.append((sorted(file.files), target.exists(), source.parent))
 
-    monkeypatch.setattr(module.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     save_parameters(tmp_path / "m.npz", model)
     assert seen == [(sorted(model), False, tmp_path)]
 
@@ -283,7 +283,10 @@ def test_a_folder_of_the_files_name_is_refused(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    def refuse(path, mode, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic_files, "open", refuse, raising=False)
     with pytest.raises(PermissionError, match="m.npz.*choose another place"):
         check_save_path(tmp_path / "m.npz")
 

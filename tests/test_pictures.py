@@ -1,6 +1,7 @@
 import io
 import struct
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -196,18 +197,35 @@ def test_a_picture_that_is_damaged_is_read_or_refused_by_name(tmp_path, format):
             assert str(path) in str(error)
 
 
-@pytest.mark.parametrize("side", [12_000, 30_000])
-def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
+@pytest.mark.parametrize(
+    "width, height, bits",
+    [
+        (12_000, 12_000, 1),
+        (30_000, 30_000, 1),
+        (1, 89_000_000, 8),
+        (89_000_000, 1, 8),
+        (2, 44_000_000, 1),
+        (9_400, 9_400, 16),
+        (30_001, 2, 8),
+    ],
+)
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, width, height, bits):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    data = zlib.compress(bytes((side // 8 + 1) * 100))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1_000_000))
     path = tmp_path / "bomb.png"
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
-    assert "bomb.png has too many pixels" in refused(path) and "make it smaller" in refused(path)
+    tracemalloc.start()
+    try:
+        told = refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 21
+    finally:
+        tracemalloc.stop()
+    assert "bomb.png has too many pixels" in told and "make it smaller" in told
 
 
 def test_pixels_that_are_no_numbers_are_refused(tmp_path):

@@ -8,7 +8,18 @@ from deeplearning_tutorial.study_storage import open_storage, open_study, requir
 SETTINGS = {"search": {"rate": "0.1:0.5"}, "fixed": {"n_epochs": 3}}
 
 
-@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:{}/study.log", "journal://{}/study.log"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///{}/study.db",
+        "SQLite:///{}/study.db",
+        "sqlite:///{}/{{study}}.db",
+        "sqlite:///file:{}/study.db?uri=true",
+        "journal:{}/study.log",
+        "journal://{}/study.log",
+        "Journal:{}/what?now#1%3F.log",
+    ],
+)
 def test_a_study_is_found_again_with_its_trials(tmp_path, url):
     url = url.format(tmp_path)
     with open_storage(url) as storage:
@@ -20,6 +31,35 @@ def test_a_study_is_found_again_with_its_trials(tmp_path, url):
     assert [path.suffix for path in tmp_path.iterdir()] in ([".db"], [".log"])
 
 
+@pytest.mark.parametrize(
+    "name", ["what?now.db", "a#b.db", "100%3F.db", "{x}.db", "数.db", "a b&c=d.db", ":memory:.db"]
+)
+def test_a_path_is_an_sqlite_file_of_this_very_name(tmp_path, name):
+    with open_storage(tmp_path / name) as storage:
+        study = open_study(storage, "lenet", SETTINGS)
+        study.tell(study.ask(), 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with open_storage(tmp_path / name, create=False) as storage:
+        assert open_study(storage, "lenet").best_value == 0.5
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "PostgreSQL", "postgresql+psycopg"])
+def test_a_database_goes_by_each_of_its_names(scheme):
+    pytest.importorskip("psycopg")
+    # Nothing listens on port 1.
+    with pytest.raises(OSError) as refused, open_storage(f"{scheme}://me:secret@127.0.0.1:1/x"):
+        pass
+    assert "me:***@127.0.0.1:1/x cannot be opened: connection failed" in str(refused.value)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "MySQLdb", None)
+    with pytest.raises(ImportError) as refused, open_storage("mysql://me:secret@127.0.0.1:1/x"):
+        pass
+    told = "storage=mysql://me:***@127.0.0.1:1/x needs MySQLdb, which is not installed; install it, or name"
+    assert str(refused.value).startswith(told)
+
+
 def test_other_settings_are_refused_with_what_differs(tmp_path):
     other = {"search": {"rate": "0.1:0.9"}, "fixed": {"n_epochs": 3, "seed": 1}}
     with open_storage(f"sqlite:///{tmp_path}/study.db") as storage:
@@ -29,6 +69,20 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         differences = "search rate is '0.1:0.5' there and '0.1:0.9' here; fixed seed is None there and 1 here"
         assert differences in str(refused.value)
         assert open_study(storage, "another", other).trials == []
+
+
+def test_an_argument_that_did_not_exist_when_a_study_began_had_its_default(tmp_path):
+    defaults = {"n_epochs": 9, "sizes": [2, 2], "rate": 0.3, "kind": "max"}
+    with open_storage(f"journal:{tmp_path}/study.log") as storage:
+        open_study(storage, "lenet", SETTINGS)
+        now = SETTINGS | {"fixed": {"n_epochs": 3, "sizes": [2, 2], "data": "digits"}}
+        with pytest.raises(ValueError, match="began with: fixed data is None there and 'digits' here"):
+            open_study(storage, "lenet", now, defaults)
+        now["fixed"].pop("data")
+        assert open_study(storage, "lenet", now, defaults).user_attrs["settings"] == SETTINGS
+        now["fixed"]["sizes"] = [2, 3]
+        with pytest.raises(ValueError, match=r"fixed sizes is \[2, 2\] there and \[2, 3\] here"):
+            open_study(storage, "lenet", now, defaults)
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:{}/study.log"])
@@ -66,6 +120,14 @@ def test_a_study_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         ("sqlite:///nowhere/study.db", OSError, "there is no folder 'nowhere'"),
         ("journal:nowhere/study.log", OSError, "there is no folder 'nowhere'"),
         ("nosuch://user@127.0.0.1/x", OSError, "cannot be opened: Can't load plugin"),
+        ("redis://127.0.0.1", OSError, "; use e.g. sqlite:///study.db, postgresql://user@host/database or"),
+        ("sqlite:study.db", ValueError, "storage='sqlite:study.db' is no URL; use e.g. sqlite:///study.db"),
+        ("sqlite://study.db", ValueError, "storage has no file; use e.g. sqlite:///study.db"),
+        ("sqlite:///file:study?mode=memory&uri=true", ValueError, "storage has no file"),
+        ("sqlite:///what?now", ValueError, "storage='sqlite:///what?now': what follows the ? is no name"),
+        ("postgresql://me:secret@127.0.0.1:port/x", ValueError, ":***@127.0.0.1:port/x' is no URL"),
+        ("mysql:/me:secret@127.0.0.1", ValueError, "storage='mysql:***@127.0.0.1' is no URL"),
+        ("", ValueError, "storage='' is no URL"),
     ],
 )
 def test_a_storage_that_cannot_be_is_refused(tmp_path, monkeypatch, url, kind, message):

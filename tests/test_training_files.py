@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytensor
 import pytest
+from pytensor.compile.mode import Mode, get_mode
 
+import deeplearning_tutorial
 from deeplearning_tutorial import training_files
 from deeplearning_tutorial.checkpoint import read_checkpoint, write_checkpoint
 from deeplearning_tutorial.parameters import load_parameters, read_about
@@ -149,6 +151,37 @@ def test_pytensors_default_back_end_is_numba_by_another_name(killed):
         assert training_files.back_end() == "NUMBA"
 
 
+@pytest.mark.parametrize(
+    "mode, name",
+    [
+        (get_mode("NUMBA").excluding("conv_pool_fusion"), "NUMBA"),
+        (get_mode("JAX"), "JAX"),
+        (get_mode("PYTORCH").including("fusion"), "PYTORCH"),
+        (get_mode("FAST_COMPILE"), "FAST_COMPILE"),
+        (Mode(linker="py"), "PERFORM"),
+    ],
+)
+def test_of_a_mode_that_is_an_object_the_linker_tells_the_back_end(mode, name, parameters):
+    with pytensor.config.change_flags(mode=mode):
+        assert training_files.back_end() == name
+        files = resume(resume=False)
+        files.write(result_after(1), 4, 20, parameters)
+    assert read_checkpoint("c.npz").arguments["mode"] == read_about("m.npz")["arguments"]["mode"] == name
+
+
+def test_an_argument_that_a_checkpoint_lacks_had_its_default(killed):
+    def train(seed=7, n_hidden=8, *, pool_sizes=(2, 2), activation=None, save=None):
+        pass
+
+    added = {"n_hidden": 8, "pool_sizes": (2, 2), "activation": None}
+    assert resume(function=train, **added).resumed.iteration == 8
+    with pytest.raises(ValueError, match="n_hidden is 8 there and 9 here. Give"):
+        resume(function=train, **added | {"n_hidden": 9})
+    # What it holds, it holds.
+    with pytest.raises(ValueError, match="another run: seed is 7 there and 8 here. Give"):
+        resume(function=train, **added | {"seed": 8})
+
+
 @pytest.mark.parametrize("changes", [{"n_epochs": 2}, {"n_epochs": 50}, {"nkerns": [np.int64(2), 3]}])
 def test_more_epochs_and_equal_arguments_of_other_types_are_the_same_run(killed, changes):
     assert resume(**changes).resumed.iteration == 8
@@ -188,12 +221,33 @@ def test_other_versions_are_told_as_a_notice(killed, parameters, capsys):
     os.remove("run.csv")
     write_checkpoint(Path("c.npz"), checkpoint)
     resume().restore(parameters, (4, 2, 1))
-    assert "NOTICE: c.npz was written with pytensor 2.0; with numba " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "NOTICE: c.npz was written with pytensor 2.0; with numba " in told
+    assert f"deeplearning_tutorial {deeplearning_tutorial.__version__} the last digits" in told
 
 
 def test_resuming_without_a_checkpoint_starts_anew_and_says_so(capsys):
     assert resume().resumed is None
     assert capsys.readouterr().err == "There is no checkpoint c.npz yet: training starts anew\n"
+
+
+def test_files_that_links_name_are_written_there_and_are_one_file(parameters):
+    Path("elsewhere").mkdir()
+    for name in ("m.npz", "c.npz", "run.csv"):
+        Path(name).symlink_to(f"elsewhere/{name}")
+    resume(resume=False).write(result_after(1), 4, 20, parameters)
+    assert all(Path(name).is_symlink() for name in ("m.npz", "c.npz", "run.csv"))
+    assert sorted(os.listdir("elsewhere")) == ["c.npz", "m.npz", "run.csv"]
+    assert resume().resumed.iteration == 4
+    with pytest.raises(ValueError, match="save and checkpoint are both 'elsewhere/m.npz'; give two names"):
+        TrainingFiles("mlp", save="m.npz", checkpoint="elsewhere/m.npz")
+
+
+def test_names_as_long_as_the_system_takes_are_written(parameters):
+    names = {each: f"{each[0] * 251}.npz" for each in ("save", "checkpoint")} | {"log": "l" * 255}
+    files = TrainingFiles("mlp", **names)
+    files.write(result_after(1), 4, 20, parameters)
+    assert files.unwritten == {} and sorted(os.listdir()) == sorted(names.values())
 
 
 def test_a_damaged_checkpoint_is_refused_by_name():

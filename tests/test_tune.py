@@ -183,6 +183,13 @@ def test_a_space_may_come_from_a_file():
         ("scripted --show", "there is no file 'scripted.db'"),
         ("nosuchscript --search rate=1,2", "'nosuchscript' has no experiment"),
         ("checks --search rate=1,2", "'checks' has no experiment"),
+        ("./mlp --search rate=1,2", "'./mlp' is no module's name; use e.g. mlp"),
+        (".mlp --search rate=1,2", "'.mlp' is no module's name; use e.g. mlp"),
+        ("..mlp --search rate=1,2", "'..mlp' is no module's name; use e.g. mlp"),
+        ("a/lenet5.py --search rate=1,2", "'a/lenet5.py' is no module's name; use e.g. lenet5"),
+        ("mlp.py --search rate=1,2", "'mlp.py' is no module's name; use e.g. mlp"),
+        ("mlp. --search rate=1,2", "'mlp.' is no module's name; use e.g. mlp"),
+        ("3 --search rate=1,2", "'3' is no module's name; use e.g. mlp"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys, arguments, message):
@@ -285,3 +292,19 @@ def test_a_script_of_the_package_is_tuned_on_data_known_by_content(capsys, monke
     assert [path.name for path in Path.cwd().iterdir()] == ["logistic_sgd.db"]
     shutil.copy(datasets.sample_path(), "elsewhere.npz")
     assert tune.main([*command, "--n-trials", "2", "--dataset", "elsewhere.npz"]) == 0
+
+
+@pytest.mark.parametrize("name", ["what?now", "a#b 100%", "数{x}"])
+def test_a_study_of_any_name_is_kept_in_a_file_of_this_name(tmp_path, name):
+    for n_trials in ("1", "2"):
+        assert tune_scripted("--n-trials", n_trials, "--study", name) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.db"]
+    assert tune.main(["scripted", "--show", "--study", name]) == 0
+
+
+def test_a_study_whose_file_would_be_in_a_folder_that_is_missing_is_refused(tmp_path, capsys):
+    assert tune_scripted("--n-trials", "1", "--study", "a/b") == 1
+    assert "storage='a/b.db': there is no folder 'a'; create it first" in capsys.readouterr().err
+    assert tune_scripted("--n-trials", "1", "--study", "x" * 300) == 1
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,182 @@
+import errno
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from deeplearning_tutorial import atomic_files
+from deeplearning_tutorial.atomic_files import remove_stale_parts, try_writing, write_atomically
+from deeplearning_tutorial.parameters import check_save_path, check_writable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mounted(folder):
+    """A file that another one is mounted on, as containers do it; the folder of the other one."""
+    Path("c.npz").touch()
+    Path("outside").mkdir()
+    Path("outside/c.npz").write_bytes(b"older and longer")
+    command = ["mount", "--bind", "outside/c.npz", "c.npz"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    yield Path("outside")
+    subprocess.run(["umount", "c.npz"], check=True)
+
+
+def failing(number):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def contents():
+    """What all files hold but links."""
+    files = (each for each in Path().rglob("*") if each.is_file() and not each.is_symlink())
+    return {each: each.read_bytes() for each in files}
+
+
+def assert_writes(path, target=None):
+    """Trying leaves no trace, and writing writes ``target`` and nothing else."""
+    before = contents()
+    try_writing(path)
+    assert contents() == before
+    write_atomically(path, b"new")
+    assert contents() == before | {target or path: b"new"}
+
+
+def test_a_file_is_written_or_replaced():
+    assert_writes(Path("c.npz"))
+    assert_writes(Path("c.npz"))
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 251 + ".npz", "数" * 83 + ".npz", "a b.npz", "-.npz", ".npz", "a:b?*.npz", "new\nline.npz"]
+)
+def test_a_name_of_any_length_and_characters_that_the_system_takes_is_written(name):
+    path = Path(name)
+    assert check_writable(path, "save") == path
+    assert_writes(path)
+
+
+def test_the_name_of_a_part_is_short_and_its_stale_ones_are_found():
+    path = Path("数" * 83 + ".npz")
+    with atomic_files.part_file(path) as (_file, part):
+        assert len(os.fsencode(part.name)) < 60
+        os.utime(part, (time.time() - 3601,) * 2)
+        remove_stale_parts(Path("other.npz"))
+        assert part.exists()
+        remove_stale_parts(path)
+        assert not part.exists()
+
+
+@pytest.mark.parametrize("content", [b"old", None])
+def test_a_link_stays_and_what_it_names_is_written(content):
+    Path("elsewhere").mkdir()
+    target = Path("elsewhere/c.npz")
+    if content is not None:
+        target.write_bytes(content)
+    Path("link.npz").symlink_to(target)
+    Path("to-link.npz").symlink_to("link.npz")
+    assert_writes(Path("to-link.npz"), target)
+    assert Path("link.npz").is_symlink() and Path("to-link.npz").is_symlink()
+
+
+def test_what_a_link_names_is_cleared_of_stale_parts():
+    Path("elsewhere").mkdir()
+    Path("link.npz").symlink_to("elsewhere/c.npz")
+    stale = Path("elsewhere/.c.npz.12345678.part")
+    stale.touch()
+    os.utime(stale, (time.time() - 3601,) * 2)
+    remove_stale_parts(Path("link.npz"))
+    assert not stale.exists()
+
+
+def test_a_mounted_file_is_written_in_place(mounted):
+    try_writing(Path("c.npz"))
+    write_atomically(Path("c.npz"), b"new")
+    assert Path("c.npz").read_bytes() == (mounted / "c.npz").read_bytes() == b"new"
+    assert sorted(os.listdir()) == ["c.npz", "outside"]
+
+
+@pytest.mark.parametrize("function", ["replace", "open"])
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EROFS, errno.EACCES, errno.EPERM])
+def test_where_a_file_cannot_be_replaced_it_is_written_in_place(monkeypatch, function, number):
+    path = Path("c.npz")
+    path.write_bytes(b"older and longer")
+    if function == "replace":
+        monkeypatch.setattr(os, "replace", failing(number))
+    else:
+        # A folder that takes no new file.
+        def no_new(file, mode="r", **options):
+            return failing(number)() if "x" in mode else open(file, mode, **options)
+
+        monkeypatch.setattr(atomic_files, "open", no_new, raising=False)
+    assert_writes(path)
+    with pytest.raises(OSError):
+        # But none can be made there.
+        write_atomically(Path("new.npz"), b"new")
+    assert os.listdir() == ["c.npz"]
+
+
+def test_another_failure_leaves_the_file_as_it_was(monkeypatch):
+    path = Path("c.npz")
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir() == ["c.npz"]
+
+
+def test_a_mount_point_that_cannot_be_written_is_refused_at_the_start(monkeypatch):
+    path = Path("c.npz")
+    path.write_bytes(b"old")
+
+    def read_only(file, mode="r", **options):
+        return failing(errno.EACCES)() if "+" in mode else open(file, mode, **options)
+
+    monkeypatch.setattr(os, "link", failing(errno.EXDEV))
+    try_writing(path)
+    monkeypatch.setattr(atomic_files, "open", read_only, raising=False)
+    with pytest.raises(PermissionError, match="save='c.npz' cannot be written: Permission denied; choose"):
+        check_save_path("c.npz")
+    # A file system without links is another matter.
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    check_save_path("c.npz")
+
+
+@pytest.mark.parametrize("appended", [False, True])
+@pytest.mark.parametrize(
+    "path, kind, told",
+    [
+        ("x" * 256, OSError, "cannot be written: File name too long; choose another place"),
+        ("a\0b", ValueError, "cannot be written: embedded null byte; choose another place"),
+        ("folder", PermissionError, "log='folder' cannot be written: it is no file; choose another place"),
+        ("/dev/full", PermissionError, "log='/dev/full' cannot be written: it is no file"),
+        ("pipe", PermissionError, "log='pipe' cannot be written: it is no file"),
+        ("loop", OSError, "log='loop' cannot be written: Too many levels of symbolic links"),
+        ("missing/c", FileNotFoundError, "log='missing/c': there is no folder 'missing'; create it first"),
+        ("file/c", FileNotFoundError, "log='file/c': there is no folder 'file'; create it first"),
+        ("dangling", FileNotFoundError, "log='dangling': there is no folder '{}/gone'; create it first"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name_without_a_trace(folder, path, kind, told, appended):
+    Path("folder").mkdir()
+    Path("file").touch()
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("gone/c")
+    before = sorted(os.listdir())
+    with pytest.raises(kind) as caught:
+        check_writable(path, "log", appended=appended)
+    assert told.format(folder) in str(caught.value) and "log=" in str(caught.value)
+    assert sorted(os.listdir()) == before
