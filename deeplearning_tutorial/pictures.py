@@ -31,6 +31,12 @@ _LEAST_CONTRAST = 1 / 32
 _MOST_INK = 0.6
 _FAINT = 0.1
 _SPECK = 0.02
+_WIDEST_STROKE = 0.45
+_DARKEST_PAPER = 0.1
+_LINE = 0.06
+_REACH = 0.5
+_ASKEW = 0.1
+_NEIGHBOURS = np.ones((3, 3))
 _ENLARGED = 20
 _SHADES = " .:-=+*#%@"
 
@@ -86,7 +92,7 @@ def read_picture(path):
         except Exception as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); save it anew, as PNG") from error
     for values in greys:
-        ink = _ink(values)
+        ink = _digit(values)
         if ink is not None:
             return _as_mnist(Image, ink)
     raise ValueError(
@@ -171,28 +177,133 @@ def _from_wide_values(Image, image):
     return Image.fromarray(((values - low) / ((high - low) or 1) * 255).astype(np.float32))
 
 
-def _ink(values):
-    """Return how much ink there is at each place, from 0 to 1, or None where no digit can be told."""
-    if np.ptp(values) < _LEAST_CONTRAST:
+def _digit(values):
+    """Return how much ink of a digit there is at each place, from 0 to 1, or None where none can be told.
+
+    Ink is darker than its paper, or lighter. In the wrong sense a digit's loops and bays seem to be ink, and
+    the sheet that lies on a table. Bays have no edge where they open; a loop is a compact piece within the
+    digit; a sheet is a rectangle around it.
+    """
+    found = [each for grey in (values, 1 - values) if (each := _dark_ink(grey)) is not None]
+    if not found:
         return None
-    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-    paper = np.median(border)
-    distance = values - paper
-    threshold = _threshold(np.abs(distance))
-    # Ink is darker than the paper, or lighter, as most of what is far from the paper.
-    if distance[np.abs(distance) > threshold].sum() < 0:
-        distance = -distance
-    strong = distance[distance > threshold]
-    if len(strong) == 0 or np.median(strong) < _LEAST_CONTRAST or len(strong) > _MOST_INK * distance.size:
+    most = max(contrast for _ink, contrast in found)
+    found = [ink for ink, contrast in found if contrast > 0.9 * most]
+    inner, outer = min(found, key=_size), max(found, key=_size)
+    return inner if _rectangular(outer > 0.5) and not _compact(inner > 0.5) else outer
+
+
+def _size(ink):
+    return max(_extent(ink > 0.5))
+
+
+def _compact(mask):
+    """Whether a circle fills much of it, as a digit's loop and unlike its strokes."""
+    return mask.sum() < 4 * np.pi * ndimage.distance_transform_edt(mask).max() ** 2
+
+
+def _rectangular(mask):
+    """Whether it fills a rectangle that lies askew by any angle."""
+    filled = ndimage.binary_fill_holes(mask)
+    points = np.argwhere(filled & ~ndimage.binary_erosion(filled))
+    angles = np.radians(np.arange(-45, 45, 3))
+    areas = [np.ptp(points @ (np.cos(a), np.sin(a))) * np.ptp(points @ (-np.sin(a), np.cos(a))) for a in angles]
+    return filled.sum() > 0.9 * min(areas)
+
+
+def _dark_ink(values):
+    """Return how much ink there is at each place, given that it is darker than its paper."""
+    side = min(values.shape)
+    # The paper's grey at a place: closing removes what is dark and narrower than a digit's strokes may be, and
+    # leaves shadows and tables as they are, with their edges (Serra, 1982; van Herk, 1992).
+    window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
+    paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
+    distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
+    distance = _without_lines(distance)
+    for _ in range(5):
+        threshold = _threshold(distance)
+        pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
+        surrounding = _surrounding(pieces)
+        if not surrounding:
+            break
+        erased = ndimage.binary_dilation(np.isin(pieces, surrounding), _NEIGHBOURS, iterations=1 + side // 75)
+        left = np.where(erased, 0, distance)
+        if left.max() < _LEAST_CONTRAST or not (left > threshold / 2).any():
+            break
+        distance = left
+    strong = distance > threshold
+    rest = distance[~strong]
+    shade = np.median(rest) + 3 * np.median(np.abs(rest - np.median(rest)))
+    if not strong.any() or np.median(distance[strong]) < max(_LEAST_CONTRAST, shade) or strong.mean() > _MOST_INK:
         return None
     # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
-    shade = min(3 * np.median(np.abs(border - paper)), threshold)
-    ink = np.clip((distance - shade) / (np.percentile(strong, 90) - shade), 0, 1)
-    pieces, n_pieces = ndimage.label(ink > _FAINT, structure=np.ones((3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=n_pieces + 1)[1:]
-    specks = 1 + np.flatnonzero(sizes < _SPECK * sizes.max())
-    ink[np.isin(pieces, specks)] = 0
-    return ink
+    shade = min(shade, threshold)
+    ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
+    pieces, n_pieces = ndimage.label(ink > _FAINT, structure=_NEIGHBOURS)
+    main = np.bincount(pieces[strong], minlength=n_pieces + 1).argmax()
+    own = pieces == main
+    away = ndimage.minimum(ndimage.distance_transform_edt(~own), pieces, range(n_pieces + 1))
+    areas = np.bincount(pieces.ravel())
+    belong = (areas >= _SPECK * areas[main]) & (away <= _REACH * max(_extent(own)))
+    border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
+    boxes = ndimage.find_objects(pieces)
+    for n, contact in enumerate(np.bincount(border, minlength=n_pieces + 1)):
+        if n and n != main and contact > 0.5 * max(part.stop - part.start for part in boxes[n - 1]):
+            belong[n] = False
+    belong[0] = True
+    ink[~belong[pieces]] = 0
+    own = (ink > _FAINT) & strong
+    around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
+    around &= ~ndimage.binary_dilation(own, _NEIGHBOURS)
+    return ink, values[around].mean() - values[own].mean()
+
+
+def _extent(mask):
+    """Return height and width of the box around what is true."""
+    [rows, cols] = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
+
+
+def _surrounding(pieces):
+    """Return which pieces are no digit, but run along the picture's border or enclose other pieces."""
+    side = min(pieces.shape)
+    border = np.concatenate([pieces[0], pieces[-1], pieces[1:-1, 0], pieces[1:-1, -1]])
+    along = np.bincount(border, minlength=pieces.max() + 1) >= side / 2
+    found = []
+    for n, box in enumerate(ndimage.find_objects(pieces), 1):
+        extent = max(part.stop - part.start for part in box)
+        mask = pieces[box] == n
+        if along[n] or extent > side / 4 and _encloses(mask, pieces[box]):
+            found.append(n)
+    return found
+
+
+def _encloses(mask, pieces):
+    within = ndimage.binary_fill_holes(mask) & ~mask & (pieces > 0)
+    return within.any() and max(_extent(within)) > max(_extent(mask)) / 4
+
+
+def _without_lines(distance):
+    """Take away straight lines that cross the whole picture, as on ruled paper, and close the strokes they cross.
+
+    Lines are told by their projection (Radon, 1917), for each slope that paper lies askew by.
+    """
+    for turned in (distance, distance.T):
+        mask = ndimage.binary_dilation(turned > _LINE, np.ones((3, 1)))
+        height, width = mask.shape
+        rows, cols = np.nonzero(mask)
+        across = np.zeros_like(mask)
+        for slope in np.arange(-_ASKEW, _ASKEW, 1 / width):
+            row = np.round(rows - slope * (cols - width / 2)).astype(int)
+            inside = (row >= 0) & (row < height)
+            full = np.flatnonzero(np.bincount(row[inside], minlength=height) >= 0.97 * width)
+            across[np.isin(row, full).nonzero()] if False else None
+            chosen = inside & np.isin(row, full)
+            across[rows[chosen], cols[chosen]] = True
+        if across.any() and across.mean() < 0.5:
+            line = across
+            turned[line] = ndimage.grey_closing(np.where(line, 0, turned), (9, 1))[line]
+    return distance
 
 
 def _threshold(values):
