@@ -190,7 +190,7 @@ def _digit(values):
     most = max(contrast for _ink, contrast in found)
     found = [ink for ink, contrast in found if contrast > 0.9 * most]
     inner, outer = min(found, key=_size), max(found, key=_size)
-    return inner if _rectangular(outer > 0.5) and not _compact(inner > 0.5) else outer
+    return outer if _compact(inner > 0.5) else inner
 
 
 def _size(ink):
@@ -200,15 +200,6 @@ def _size(ink):
 def _compact(mask):
     """Whether a circle fills much of it, as a digit's loop and unlike its strokes."""
     return mask.sum() < 4 * np.pi * ndimage.distance_transform_edt(mask).max() ** 2
-
-
-def _rectangular(mask):
-    """Whether it fills a rectangle that lies askew by any angle."""
-    filled = ndimage.binary_fill_holes(mask)
-    points = np.argwhere(filled & ~ndimage.binary_erosion(filled))
-    angles = np.radians(np.arange(-45, 45, 3))
-    areas = [np.ptp(points @ (np.cos(a), np.sin(a))) * np.ptp(points @ (-np.sin(a), np.cos(a))) for a in angles]
-    return filled.sum() > 0.9 * min(areas)
 
 
 def _dark_ink(values):
@@ -240,22 +231,25 @@ def _dark_ink(values):
     shade = min(shade, threshold)
     ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
     pieces, n_pieces = ndimage.label(ink > _FAINT, structure=_NEIGHBOURS)
-    main = np.bincount(pieces[strong], minlength=n_pieces + 1).argmax()
+    areas = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
+    contact = np.bincount(_border(pieces), minlength=n_pieces + 1)
+    # What touches the picture's border is less likely the digit: table, frame, or what lies beside it.
+    weight = np.bincount(pieces[strong], minlength=n_pieces + 1) * np.where(contact > 0, 0.25, 1)
+    main = weight.argmax()
     own = pieces == main
+    size = max(_extent(own))
     away = ndimage.minimum(ndimage.distance_transform_edt(~own), pieces, range(n_pieces + 1))
-    areas = np.bincount(pieces.ravel())
-    belong = (areas >= _SPECK * areas[main]) & (away <= _REACH * max(_extent(own)))
-    border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-    boxes = ndimage.find_objects(pieces)
-    for n, contact in enumerate(np.bincount(border, minlength=n_pieces + 1)):
-        if n and n != main and contact > 0.5 * max(part.stop - part.start for part in boxes[n - 1]):
-            belong[n] = False
+    belong = (areas >= _SPECK * areas[main]) & (away <= np.where(contact > 0, _REACH / 5, _REACH) * size)
     belong[0] = True
     ink[~belong[pieces]] = 0
-    own = (ink > _FAINT) & strong
+    own &= strong
     around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
     around &= ~ndimage.binary_dilation(own, _NEIGHBOURS)
-    return ink, values[around].mean() - values[own].mean()
+    return ink, values[around].mean() - np.percentile(values[own], 10)
+
+
+def _border(values):
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
 
 
 def _extent(mask):
@@ -267,8 +261,7 @@ def _extent(mask):
 def _surrounding(pieces):
     """Return which pieces are no digit, but run along the picture's border or enclose other pieces."""
     side = min(pieces.shape)
-    border = np.concatenate([pieces[0], pieces[-1], pieces[1:-1, 0], pieces[1:-1, -1]])
-    along = np.bincount(border, minlength=pieces.max() + 1) >= side / 2
+    along = np.bincount(_border(pieces), minlength=pieces.max() + 1) >= side / 2
     found = []
     for n, box in enumerate(ndimage.find_objects(pieces), 1):
         extent = max(part.stop - part.start for part in box)
