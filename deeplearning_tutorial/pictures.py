@@ -5,10 +5,14 @@ centre of mass is the middle of 28x28 (LeCun et al., 1998, section III.A). A pic
 what it unpacks to is bounded before it is decoded, and only decoders of Pillow's own are used.
 """
 
+import contextlib
 import io
 import math
+import struct
 import warnings
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -30,6 +34,7 @@ WORKING_SIZE = 400
 _LEAST_CONTRAST = 1 / 32
 _MOST_INK = 0.6
 _FAINT = 0.1
+_LEAST_SIZE = 0.05
 _SPECK = 0.02
 _WIDEST_STROKE = 0.45
 _DARKEST_PAPER = 0.1
@@ -38,6 +43,7 @@ _REACH = 0.5
 _ASKEW = 0.1
 _NEIGHBOURS = np.ones((3, 3))
 _ENLARGED = 20
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SHADES = " .:-=+*#%@"
 
 
@@ -80,6 +86,8 @@ def read_picture(path):
     with open(path, "rb") as file:
         try:
             with warnings.catch_warnings():
+                # What Pillow finds wrong with metadata.
+                warnings.simplefilter("ignore", UserWarning)
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 greys = _greys(Image, file)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -92,7 +100,12 @@ def read_picture(path):
         except Exception as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); save it anew, as PNG") from error
     for values in greys:
-        ink = _digit(values)
+        try:
+            ink = _digit(values)
+        except _SeveralDigitsError as error:
+            raise ValueError(
+                f"{path} shows {error} pieces of ink as large as a digit; crop it to one digit"
+            ) from error
         if ink is not None:
             return _as_mnist(Image, ink)
     raise ValueError(
@@ -148,9 +161,13 @@ def _greys(Image, file):
     """Return the picture as arrays of greys from 0 to 1: one, or two where it has transparent parts."""
     from PIL import ImageOps
 
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(_without_side_chunks(file), formats=FORMATS)
     image.draft("L", (WORKING_SIZE, WORKING_SIZE))
-    image = ImageOps.exif_transpose(image)
+    # The pixels first: what is wrong with them is no fault of what is said about them.
+    image.load()
+    # Of damaged metadata Pillow raises whatever it stumbles over; the picture can be read without.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     transparent = image.has_transparency_data
     if transparent:
         image = image.convert("RGBA")
@@ -166,6 +183,23 @@ def _greys(Image, file):
     return [np.asarray(image, np.float64) / 255 for image in images]
 
 
+def _without_side_chunks(file):
+    """Return a PNG without chunks that its pixels do not need and whose checksum is wrong; others as they are."""
+    data = file.read()
+    if not data.startswith(_PNG):
+        return io.BytesIO(data)
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        [length] = struct.unpack(">I", data[at : at + 4].ljust(4, b"\0"))
+        chunk = data[at : at + 12 + length]
+        # The fifth bit of a chunk's first letter, its case, says whether pixels need it (PNG, section 5.4).
+        needed = not chunk[4:5].islower()
+        if needed or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]:
+            kept.append(chunk)
+        at += len(chunk)
+    return io.BytesIO(b"".join(kept))
+
+
 def _from_wide_values(Image, image):
     """Convert 16 bits per pixel, or numbers without a range of their own, as TIFF has them."""
     values = np.asarray(image, np.float64)
@@ -173,7 +207,8 @@ def _from_wide_values(Image, image):
     if not np.isfinite(high - low):
         raise ValueError("there are pixels that are no finite number")
     if image.mode.startswith("I") and low >= 0 and high <= 65535:
-        low, high = 0, 65535
+        # Numbers of 32 bits hold 8 or 16, or a mask's one.
+        low, high = 0, next(most for most in (1, 255, 65535) if high <= most)
     return Image.fromarray(((values - low) / ((high - low) or 1) * 255).astype(np.float32))
 
 
@@ -187,14 +222,25 @@ def _digit(values):
     found = [each for grey in (values, 1 - values) if (each := _dark_ink(grey)) is not None]
     if not found:
         return None
-    most = max(contrast for _ink, contrast in found)
-    found = [ink for ink, contrast in found if contrast > 0.9 * most]
-    inner, outer = min(found, key=_size), max(found, key=_size)
-    return outer if _compact(inner > 0.5) else inner
+    most = max(each.contrast for each in found)
+    found = sorted((each for each in found if each.contrast > 0.9 * most), key=lambda each: each.size)
+    drawing = found[-1] if _compact(found[0].ink > 0.5) else found[0]
+    if drawing.n_digits > 1:
+        raise _SeveralDigitsError(drawing.n_digits)
+    return drawing.ink
 
 
-def _size(ink):
-    return max(_extent(ink > 0.5))
+class _SeveralDigitsError(Exception):
+    pass
+
+
+class _Drawing(NamedTuple):
+    """Ink from 0 to 1, its contrast to the paper around, height or width, and how many digits there seem to be."""
+
+    ink: np.ndarray
+    contrast: float
+    size: int
+    n_digits: int
 
 
 def _compact(mask):
@@ -211,6 +257,8 @@ def _dark_ink(values):
     paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
     distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
     distance = _without_lines(distance)
+    if distance.max() < _LEAST_CONTRAST:
+        return None
     for _ in range(5):
         threshold = _threshold(distance)
         pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
@@ -245,7 +293,22 @@ def _dark_ink(values):
     own &= strong
     around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
     around &= ~ndimage.binary_dilation(own, _NEIGHBOURS)
-    return ink, values[around].mean() - np.percentile(values[own], 10)
+    contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
+    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side:
+        return None
+    others = [n for n in range(1, n_pieces + 1) if areas[n] >= 0.25 * areas[main] and contact[n] == 0]
+    boxes = ndimage.find_objects(pieces)
+    n_digits = sum(n == main or away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1]) for n in others)
+    return _Drawing(ink, contrast, size, n_digits)
+
+
+def _beside(box, other):
+    """Whether two pieces of ink stand side by side, nearly as high, as no parts of one digit do."""
+    (rows, cols), (other_rows, other_cols) = box, other
+    heights = sorted((rows.stop - rows.start, other_rows.stop - other_rows.start))
+    apart = cols.start >= other_cols.stop or other_cols.start >= cols.stop
+    in_line = rows.start < other_rows.stop and other_rows.start < rows.stop
+    return apart and in_line and heights[0] >= 0.7 * heights[1]
 
 
 def _border(values):
@@ -286,11 +349,10 @@ def _without_lines(distance):
         height, width = mask.shape
         rows, cols = np.nonzero(mask)
         across = np.zeros_like(mask)
-        for slope in np.arange(-_ASKEW, _ASKEW, 1 / width):
+        for slope in np.arange(-_ASKEW, _ASKEW, 2 / width):
             row = np.round(rows - slope * (cols - width / 2)).astype(int)
             inside = (row >= 0) & (row < height)
             full = np.flatnonzero(np.bincount(row[inside], minlength=height) >= 0.97 * width)
-            across[np.isin(row, full).nonzero()] if False else None
             chosen = inside & np.isin(row, full)
             across[rows[chosen], cols[chosen]] = True
         if across.any() and across.mean() < 0.5:
