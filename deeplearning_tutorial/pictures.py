@@ -33,6 +33,7 @@ WORKING_SIZE = 400
 # largest connected piece of ink, smaller pieces than this are specks.
 _LEAST_CONTRAST = 1 / 32
 _MOST_INK = 0.6
+_MOST_INK_AROUND = 0.75
 _FAINT = 0.1
 _LEAST_SIZE = 0.05
 _SPECK = 0.02
@@ -245,6 +246,7 @@ class _Drawing(NamedTuple):
 
 def _compact(mask):
     """Whether a circle fills much of it, as a digit's loop and unlike its strokes."""
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(mask, _NEIGHBOURS, iterations=2) | mask)
     return mask.sum() < 4 * np.pi * ndimage.distance_transform_edt(mask).max() ** 2
 
 
@@ -256,7 +258,7 @@ def _dark_ink(values):
     window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
     paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
     distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
-    distance = _without_lines(distance)
+    distance, lines = _without_lines(distance)
     if distance.max() < _LEAST_CONTRAST:
         return None
     for _ in range(5):
@@ -292,9 +294,9 @@ def _dark_ink(values):
     ink[~belong[pieces]] = 0
     own &= strong
     around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
-    around &= ~ndimage.binary_dilation(own, _NEIGHBOURS)
+    around &= ~(ndimage.binary_dilation(own, _NEIGHBOURS) | lines)
     contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
-    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side:
+    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side or own.sum() > _MOST_INK_AROUND * size**2:
         return None
     others = [n for n in range(1, n_pieces + 1) if areas[n] >= 0.25 * areas[main] and contact[n] == 0]
     boxes = ndimage.find_objects(pieces)
@@ -344,21 +346,27 @@ def _without_lines(distance):
 
     Lines are told by their projection (Radon, 1917), for each slope that paper lies askew by.
     """
-    for turned in (distance, distance.T):
+    lines = np.zeros(distance.shape, bool)
+    for turned, turned_lines in ((distance, lines), (distance.T, lines.T)):
         mask = ndimage.binary_dilation(turned > _LINE, np.ones((3, 1)))
         height, width = mask.shape
         rows, cols = np.nonzero(mask)
         across = np.zeros_like(mask)
+        margin = math.ceil(_ASKEW * width / 2) + 1
+        starts = np.arange(-margin, height + margin)
         for slope in np.arange(-_ASKEW, _ASKEW, 2 / width):
-            row = np.round(rows - slope * (cols - width / 2)).astype(int)
-            inside = (row >= 0) & (row < height)
-            full = np.flatnonzero(np.bincount(row[inside], minlength=height) >= 0.97 * width)
-            chosen = inside & np.isin(row, full)
+            falls = np.round(slope * (np.arange(width) - width / 2)).astype(int)
+            start = rows - falls[cols] + margin
+            falls.sort()
+            # A line near a corner has fewer columns within the picture.
+            within = np.searchsorted(falls, height - starts) - np.searchsorted(falls, -starts)
+            full = np.bincount(start, minlength=len(starts)) >= np.maximum(0.97 * within, width / 4)
+            chosen = full[start]
             across[rows[chosen], cols[chosen]] = True
-        if across.any() and across.mean() < 0.5:
-            line = across
-            turned[line] = ndimage.grey_closing(np.where(line, 0, turned), (9, 1))[line]
-    return distance
+        if across.mean() < 0.5:
+            turned[across] = ndimage.grey_closing(np.where(across, 0, turned), (9, 1))[across]
+            turned_lines |= across
+    return distance, lines
 
 
 def _threshold(values):
