@@ -3,9 +3,10 @@
     python -m benchmarks.photographed_digits lenet.npz                 # 300 digits in every setting
     python -m benchmarks.photographed_digits lenet.npz --n-digits 50 --keep pictures
 
-Each digit is enlarged and put into each setting below, at a place and in a size that are drawn by chance, as are the
-angles of shadows and sheets, the width and distance of lines, and the greys. They go through the files and functions
-that a person's own do. The digits are the test set's first, and the seed is fixed: every run shows the same pictures.
+Each digit is enlarged and put into each setting below, at a place and in a size that are drawn by chance, as
+are the angles of shadows and sheets, the width and distance of lines, and the greys. They go through the
+files and functions that a person's own do. The digits are the test set's first, and the seed is fixed: every
+run shows the same pictures.
 """
 
 import argparse

@@ -11,7 +11,6 @@ from deeplearning_tutorial.datasets import MNIST, load_data
 from deeplearning_tutorial.models import N_CLASSES, read_model
 from deeplearning_tutorial.pictures import as_text, read_picture
 
-
 # From this probability on an answer counts as sure.
 _SURE = 0.9
 

@@ -28,19 +28,25 @@ BOX = 20
 CENTRE = 14
 # Pictures are first reduced to at most about this many pixels a side: strokes of a digit stay wide enough.
 WORKING_SIZE = 400
-# Fractions: of the full range of values, less contrast than this is no drawing; of the picture, more ink than
-# this is none either; of the strongest ink, less than this does not count for the digit's extent; of the
-# largest connected piece of ink, smaller pieces than this are specks.
+# Fractions: of the full range of values, less contrast than this is no drawing, and paper counts as no darker
+# than this; of the picture, more ink than this is none either; of the square around a drawing, likewise; of
+# the strongest ink, less than this does not count for the digit's extent; of the paper's grey, less is no
+# line.
 _LEAST_CONTRAST = 1 / 32
+_DARKEST_PAPER = 0.1
 _MOST_INK = 0.6
 _MOST_INK_AROUND = 0.75
 _FAINT = 0.1
-_LEAST_SIZE = 0.05
-_SPECK = 0.02
-_WIDEST_STROKE = 0.45
-_DARKEST_PAPER = 0.1
 _LINE = 0.06
+# Fractions of the picture's shorter side: what is wider than this is no stroke, and what is smaller no digit.
+_WIDEST_STROKE = 0.45
+_LEAST_SIZE = 0.05
+# Fractions of the largest piece of ink: smaller pieces than this are specks, as large ones digits, and those
+# farther away than this do not belong to it.
+_SPECK = 0.02
+_LARGE = 0.25
 _REACH = 0.5
+# Lines rise or fall by at most this.
 _ASKEW = 0.1
 _NEIGHBOURS = np.ones((3, 3))
 _ENLARGED = 20
@@ -68,6 +74,9 @@ def read_picture(path):
         A picture in one of `FORMATS`, of any size, in colour or not, dark on light or light on dark.
         Transparent parts count as white paper, or as black where that would leave nothing to see.
 
+        Shadows, a table or frame around the paper, a box around the digit and straight lines from border
+        to border are left aside.
+
     Returns
     -------
     numpy.ndarray
@@ -77,7 +86,7 @@ def read_picture(path):
     ------
     ValueError
         If the file is no such picture, is damaged, unpacks to more than Pillow's limit of 89 million
-        pixels, or shows no digit: it is blank, or more ink than paper.
+        pixels, or shows several digits, or none: it is blank, or more ink than paper.
     OSError
         If the file cannot be opened.
     ImportError
@@ -185,7 +194,10 @@ def _greys(Image, file):
 
 
 def _without_side_chunks(file):
-    """Return a PNG without chunks that its pixels do not need and whose checksum is wrong; others as they are."""
+    """Return a PNG without the chunks that its pixels do not need and whose checksum is wrong.
+
+    Files of other formats are returned as they are.
+    """
     data = file.read()
     if not data.startswith(_PNG):
         return io.BytesIO(data)
@@ -236,7 +248,7 @@ class _SeveralDigitsError(Exception):
 
 
 class _Drawing(NamedTuple):
-    """Ink from 0 to 1, its contrast to the paper around, height or width, and how many digits there seem to be."""
+    """Ink from 0 to 1, its contrast to the paper around, its size, and how many digits there seem to be."""
 
     ink: np.ndarray
     contrast: float
@@ -253,33 +265,54 @@ def _compact(mask):
 def _dark_ink(values):
     """Return how much ink there is at each place, given that it is darker than its paper."""
     side = min(values.shape)
-    # The paper's grey at a place: closing removes what is dark and narrower than a digit's strokes may be, and
-    # leaves shadows and tables as they are, with their edges (Serra, 1982; van Herk, 1992).
+    # The paper's grey at a place: closing removes what is dark and no wider than a digit's strokes may be,
+    # and leaves shadows and tables as they are, with their edges (Serra, 1982).
     window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
     paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
     distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
     distance, lines = _without_lines(distance)
     if distance.max() < _LEAST_CONTRAST:
         return None
-    for _ in range(5):
-        threshold = _threshold(distance)
-        pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
-        surrounding = _surrounding(pieces)
-        if not surrounding:
-            break
-        erased = ndimage.binary_dilation(np.isin(pieces, surrounding), _NEIGHBOURS, iterations=1 + side // 75)
-        left = np.where(erased, 0, distance)
-        if left.max() < _LEAST_CONTRAST or not (left > threshold / 2).any():
-            break
-        distance = left
+    distance, threshold = _without_surroundings(distance)
     strong = distance > threshold
     rest = distance[~strong]
     shade = np.median(rest) + 3 * np.median(np.abs(rest - np.median(rest)))
-    if not strong.any() or np.median(distance[strong]) < max(_LEAST_CONTRAST, shade) or strong.mean() > _MOST_INK:
+    enough = strong.any() and np.median(distance[strong]) >= max(_LEAST_CONTRAST, shade)
+    if not enough or strong.mean() > _MOST_INK:
         return None
     # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
     shade = min(shade, threshold)
     ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
+    return _drawing(values, ink, strong, lines)
+
+
+def _without_surroundings(distance):
+    """Take away what surrounds a digit, as long as something is left.
+
+    Returns
+    -------
+    distance : numpy.ndarray
+        Zero where something was taken away.
+    threshold : float
+        What divides ink from paper.
+    """
+    while True:
+        threshold = _threshold(distance)
+        pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
+        surrounding = _surrounding(pieces)
+        if not surrounding:
+            return distance, threshold
+        width = 1 + min(distance.shape) // 75
+        erased = ndimage.binary_dilation(np.isin(pieces, surrounding), _NEIGHBOURS, iterations=width)
+        left = np.where(erased, 0, distance)
+        if left.max() <= max(_LEAST_CONTRAST, threshold / 2):
+            return distance, threshold
+        distance = left
+
+
+def _drawing(values, ink, strong, lines):
+    """Return the largest piece of ink and what belongs to it, or None where that is no digit."""
+    side = min(ink.shape)
     pieces, n_pieces = ndimage.label(ink > _FAINT, structure=_NEIGHBOURS)
     areas = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
     contact = np.bincount(_border(pieces), minlength=n_pieces + 1)
@@ -298,10 +331,15 @@ def _dark_ink(values):
     contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
     if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side or own.sum() > _MOST_INK_AROUND * size**2:
         return None
-    others = [n for n in range(1, n_pieces + 1) if areas[n] >= 0.25 * areas[main] and contact[n] == 0]
     boxes = ndimage.find_objects(pieces)
-    n_digits = sum(n == main or away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1]) for n in others)
-    return _Drawing(ink, contrast, size, n_digits)
+    digits = [
+        n
+        for n in range(1, n_pieces + 1)
+        if areas[n] >= _LARGE * areas[main]
+        and contact[n] == 0
+        and (away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1]))
+    ]
+    return _Drawing(ink, contrast, size, 1 + len(digits))
 
 
 def _beside(box, other):
@@ -342,7 +380,7 @@ def _encloses(mask, pieces):
 
 
 def _without_lines(distance):
-    """Take away straight lines that cross the whole picture, as on ruled paper, and close the strokes they cross.
+    """Take away straight lines across the whole picture, as on ruled paper, and close the strokes they cross.
 
     Lines are told by their projection (Radon, 1917), for each slope that paper lies askew by.
     """

@@ -145,7 +145,7 @@ def test_a_hard_shadow_across_the_digit_makes_little_difference(read):
 
 @pytest.mark.parametrize("light_on_dark", [False, True])
 @pytest.mark.parametrize("surroundings", ["table", "frame", "bar", "box", "rules", "squares"])
-def test_what_surrounds_a_digit_and_lines_across_the_picture_are_left_aside(read, surroundings, light_on_dark):
+def test_what_surrounds_a_digit_and_lines_across_it_are_left_aside(read, surroundings, light_on_dark):
     clean = seven("black", "white", "L", size=(240, 240), at=(85, 65), scale=1.4)
     photo = clean.copy()
     pen = ImageDraw.Draw(photo)
