@@ -11,6 +11,9 @@ from deeplearning_tutorial.models import N_CLASSES, read_model
 from deeplearning_tutorial.pictures import as_text, read_picture
 from deeplearning_tutorial.streams import command, stderr, stdout
 
+# From this probability on an answer counts as sure.
+_SURE = 0.9
+
 
 @dataclass(frozen=True)
 class Recognition:
@@ -37,6 +40,11 @@ class Recognition:
     def digit(self):
         """The likeliest digit, an int; None if the picture cannot be used."""
         return None if self.probabilities is None else int(self.probabilities.argmax())
+
+    @property
+    def unsure(self):
+        """Whether the likeliest digit has less than 90 %; True if the picture cannot be used."""
+        return self.probabilities is None or bool(self.probabilities.max() < _SURE)
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ def _print_recognitions(found, show):
             print(each.error, file=stderr)
             continue
         percent = "".join(f"{100 * p:6.1f}" for p in each.probabilities)
-        print(f"{str(each.path):{width}}  {each.digit:5}  {percent}", file=stdout)
+        unsure = "  unsure" if each.unsure else ""
+        print(f"{str(each.path):{width}}  {each.digit:5}  {percent}{unsure}", file=stdout)
         if show:
             print(as_text(each.image), file=stdout)
     return 1 if any(each.error for each in found) else 0

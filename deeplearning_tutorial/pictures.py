@@ -5,16 +5,20 @@ centre of mass is the middle of 28x28 (LeCun et al., 1998, section III.A). A pic
 what it unpacks to is bounded before it is decoded, and only decoders of Pillow's own are used.
 """
 
+import contextlib
 import io
 import math
+import struct
 import warnings
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from deeplearning_tutorial.atomic_files import write_atomically
-from deeplearning_tutorial.bounded import open_file
+from deeplearning_tutorial.bounded import open_file, read_up_to
 from deeplearning_tutorial.utils import tile_raster_images
 
 # Formats that people have, each decoded by Pillow itself: EPS for one would start Ghostscript.
@@ -30,14 +34,31 @@ _MOST_PIXELS = 89_478_485
 _MOST_WIDE_PIXELS = _MOST_PIXELS // 4
 # All that reduces a picture's size counts its pixels: a line of millions would stay as long.
 _LONGEST_SIDE = 30_000
-# Fractions: of the full range of values, less contrast than this is no drawing; of the picture, more ink than
-# this is none either; of the strongest ink, less than this does not count for the digit's extent; of the
-# largest connected piece of ink, smaller pieces than this are specks.
+# Of as many pixels with transparency, uncompressed.
+_MOST_BYTES = 4 * _MOST_PIXELS
+# Fractions: of the full range of values, less contrast than this is no drawing, and paper counts as no darker
+# than this; of the picture, more ink than this is none either; of the square around a drawing, likewise; of
+# the strongest ink, less than this does not count for the digit's extent; of the paper's grey, less is no
+# line.
 _LEAST_CONTRAST = 1 / 32
+_DARKEST_PAPER = 0.1
 _MOST_INK = 0.6
+_MOST_INK_AROUND = 0.75
 _FAINT = 0.1
+_LINE = 0.06
+# Fractions of the picture's shorter side: what is wider than this is no stroke, and what is smaller no digit.
+_WIDEST_STROKE = 0.45
+_LEAST_SIZE = 0.05
+# Fractions of the largest piece of ink: smaller pieces than this are specks, as large ones digits, and those
+# farther away than this do not belong to it.
 _SPECK = 0.02
+_LARGE = 0.25
+_REACH = 0.5
+# Lines rise or fall by at most this.
+_ASKEW = 0.1
+_NEIGHBOURS = np.ones((3, 3))
 _ENLARGED = 20
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SHADES = " .:-=+*#%@"
 
 
@@ -65,6 +86,9 @@ def read_picture(path):
         A picture in one of `FORMATS`, of any size, in colour or not, dark on light or light on dark.
         Transparent parts count as white paper, or as black where that would leave nothing to see.
 
+        Shadows, a table or frame around the paper, a box around the digit and straight lines from border
+        to border are left aside.
+
     Returns
     -------
     numpy.ndarray
@@ -74,7 +98,7 @@ def read_picture(path):
     ------
     ValueError
         If the file is no such picture, is damaged, has more than 89 million pixels (22 million of more than 8
-        bits) or 30,000 a side, or shows no digit: it is blank, or more ink than paper.
+        bits) or 30,000 a side, or shows several digits, or none: it is blank, or more ink than paper.
     OSError
         If the file cannot be opened.
     ImportError
@@ -88,6 +112,8 @@ def read_picture(path):
     with opened as file:
         try:
             with warnings.catch_warnings():
+                # What Pillow finds wrong with metadata.
+                warnings.simplefilter("ignore", UserWarning)
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 greys = _greys(Image, file)
         except (_TooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -100,7 +126,12 @@ def read_picture(path):
         except Exception as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); save it anew, as PNG") from error
     for values in greys:
-        ink = _ink(values)
+        try:
+            ink = _digit(values)
+        except _SeveralDigitsError as error:
+            raise ValueError(
+                f"{path} shows {error} pieces of ink as large as a digit; crop it to one digit"
+            ) from error
         if ink is not None:
             return _as_mnist(Image, ink)
     raise ValueError(
@@ -156,10 +187,14 @@ def _greys(Image, file):
     """Return the picture as arrays of greys from 0 to 1: one, or two where it has transparent parts."""
     from PIL import ImageOps
 
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(_without_side_chunks(file), formats=FORMATS)
     _check_size(image)
     image.draft("L", (WORKING_SIZE, WORKING_SIZE))
-    image = ImageOps.exif_transpose(image)
+    # The pixels first: what is wrong with them is no fault of what is said about them.
+    image.load()
+    # Of damaged metadata Pillow raises whatever it stumbles over; the picture can be read without.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     transparent = image.has_transparency_data
     if transparent:
         image = image.convert("RGBA")
@@ -185,6 +220,30 @@ def _check_size(image):
         raise _TooLarge(f"{image.width}x{image.height} pixels, of which {_LONGEST_SIDE} a side are read")
 
 
+def _without_side_chunks(file):
+    """Return a PNG without the chunks that its pixels do not need and whose checksum is wrong.
+
+    Files of other formats are returned as they are.
+    """
+    begins = file.read(len(_PNG))
+    file.seek(0)
+    if begins != _PNG:
+        return file
+    data = bytes(read_up_to(file, _MOST_BYTES + 1))
+    if len(data) > _MOST_BYTES:
+        raise _TooLarge(f"more than {_MOST_BYTES} bytes")
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        [length] = struct.unpack(">I", data[at : at + 4].ljust(4, b"\0"))
+        chunk = data[at : at + 12 + length]
+        # The fifth bit of a chunk's first letter, its case, says whether pixels need it (PNG, section 5.4).
+        needed = not chunk[4:5].islower()
+        if needed or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]:
+            kept.append(chunk)
+        at += len(chunk)
+    return io.BytesIO(b"".join(kept))
+
+
 def _from_wide_values(Image, image):
     """Convert 16 bits per pixel, or numbers without a range of their own, as TIFF has them."""
     values = np.asarray(image, np.float64)
@@ -192,32 +251,191 @@ def _from_wide_values(Image, image):
     if not np.isfinite(high - low):
         raise ValueError("there are pixels that are no finite number")
     if image.mode.startswith("I") and low >= 0 and high <= 65535:
-        low, high = 0, 65535
+        # Numbers of 32 bits hold 8 or 16, or a mask's one.
+        low, high = 0, next(most for most in (1, 255, 65535) if high <= most)
     return Image.fromarray(((values - low) / ((high - low) or 1) * 255).astype(np.float32))
 
 
-def _ink(values):
-    """Return how much ink there is at each place, from 0 to 1, or None where no digit can be told."""
-    if np.ptp(values) < _LEAST_CONTRAST:
+def _digit(values):
+    """Return how much ink of a digit there is at each place, from 0 to 1, or None where none can be told.
+
+    Ink is darker than its paper, or lighter. In the wrong sense a digit's loops and bays seem to be ink, and
+    the sheet that lies on a table. Bays have no edge where they open; a loop is a compact piece within the
+    digit; a sheet is a rectangle around it.
+    """
+    found = [each for grey in (values, 1 - values) if (each := _dark_ink(grey)) is not None]
+    if not found:
         return None
-    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-    paper = np.median(border)
-    distance = values - paper
-    threshold = _threshold(np.abs(distance))
-    # Ink is darker than the paper, or lighter, as most of what is far from the paper.
-    if distance[np.abs(distance) > threshold].sum() < 0:
-        distance = -distance
-    strong = distance[distance > threshold]
-    if len(strong) == 0 or np.median(strong) < _LEAST_CONTRAST or len(strong) > _MOST_INK * distance.size:
+    most = max(each.contrast for each in found)
+    found = sorted((each for each in found if each.contrast > 0.9 * most), key=lambda each: each.size)
+    drawing = found[-1] if _compact(found[0].ink > 0.5) else found[0]
+    if drawing.n_digits > 1:
+        raise _SeveralDigitsError(drawing.n_digits)
+    return drawing.ink
+
+
+class _SeveralDigitsError(Exception):
+    pass
+
+
+class _Drawing(NamedTuple):
+    """Ink from 0 to 1, its contrast to the paper around, its size, and how many digits there seem to be."""
+
+    ink: np.ndarray
+    contrast: float
+    size: int
+    n_digits: int
+
+
+def _compact(mask):
+    """Whether a circle fills much of it, as a digit's loop and unlike its strokes."""
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(mask, _NEIGHBOURS, iterations=2) | mask)
+    return mask.sum() < 4 * np.pi * ndimage.distance_transform_edt(mask).max() ** 2
+
+
+def _dark_ink(values):
+    """Return how much ink there is at each place, given that it is darker than its paper."""
+    side = min(values.shape)
+    # The paper's grey at a place: closing removes what is dark and no wider than a digit's strokes may be,
+    # and leaves shadows and tables as they are, with their edges (Serra, 1982).
+    window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
+    paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
+    distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
+    distance, lines = _without_lines(distance)
+    if distance.max() < _LEAST_CONTRAST:
+        return None
+    distance, threshold = _without_surroundings(distance)
+    strong = distance > threshold
+    rest = distance[~strong]
+    shade = np.median(rest) + 3 * np.median(np.abs(rest - np.median(rest)))
+    enough = strong.any() and np.median(distance[strong]) >= max(_LEAST_CONTRAST, shade)
+    if not enough or strong.mean() > _MOST_INK:
         return None
     # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
-    shade = min(3 * np.median(np.abs(border - paper)), threshold)
-    ink = np.clip((distance - shade) / (np.percentile(strong, 90) - shade), 0, 1)
-    pieces, n_pieces = ndimage.label(ink > _FAINT, structure=np.ones((3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=n_pieces + 1)[1:]
-    specks = 1 + np.flatnonzero(sizes < _SPECK * sizes.max())
-    ink[np.isin(pieces, specks)] = 0
-    return ink
+    shade = min(shade, threshold)
+    ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
+    return _drawing(values, ink, strong, lines)
+
+
+def _without_surroundings(distance):
+    """Take away what surrounds a digit, as long as something is left.
+
+    Returns
+    -------
+    distance : numpy.ndarray
+        Zero where something was taken away.
+    threshold : float
+        What divides ink from paper.
+    """
+    while True:
+        threshold = _threshold(distance)
+        pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
+        surrounding = _surrounding(pieces)
+        if not surrounding:
+            return distance, threshold
+        width = 1 + min(distance.shape) // 75
+        erased = ndimage.binary_dilation(np.isin(pieces, surrounding), _NEIGHBOURS, iterations=width)
+        left = np.where(erased, 0, distance)
+        if left.max() <= max(_LEAST_CONTRAST, threshold / 2):
+            return distance, threshold
+        distance = left
+
+
+def _drawing(values, ink, strong, lines):
+    """Return the largest piece of ink and what belongs to it, or None where that is no digit."""
+    side = min(ink.shape)
+    pieces, n_pieces = ndimage.label(ink > _FAINT, structure=_NEIGHBOURS)
+    areas = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
+    contact = np.bincount(_border(pieces), minlength=n_pieces + 1)
+    # What touches the picture's border is less likely the digit: table, frame, or what lies beside it.
+    weight = np.bincount(pieces[strong], minlength=n_pieces + 1) * np.where(contact > 0, 0.25, 1)
+    main = weight.argmax()
+    own = pieces == main
+    size = max(_extent(own))
+    away = ndimage.minimum(ndimage.distance_transform_edt(~own), pieces, range(n_pieces + 1))
+    belong = (areas >= _SPECK * areas[main]) & (away <= np.where(contact > 0, _REACH / 5, _REACH) * size)
+    belong[0] = True
+    ink[~belong[pieces]] = 0
+    own &= strong
+    around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
+    around &= ~(ndimage.binary_dilation(own, _NEIGHBOURS) | lines)
+    contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
+    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side or own.sum() > _MOST_INK_AROUND * size**2:
+        return None
+    boxes = ndimage.find_objects(pieces)
+    digits = [
+        n
+        for n in range(1, n_pieces + 1)
+        if areas[n] >= _LARGE * areas[main]
+        and contact[n] == 0
+        and (away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1]))
+    ]
+    return _Drawing(ink, contrast, size, 1 + len(digits))
+
+
+def _beside(box, other):
+    """Whether two pieces of ink stand side by side, nearly as high, as no parts of one digit do."""
+    (rows, cols), (other_rows, other_cols) = box, other
+    heights = sorted((rows.stop - rows.start, other_rows.stop - other_rows.start))
+    apart = cols.start >= other_cols.stop or other_cols.start >= cols.stop
+    in_line = rows.start < other_rows.stop and other_rows.start < rows.stop
+    return apart and in_line and heights[0] >= 0.7 * heights[1]
+
+
+def _border(values):
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
+
+
+def _extent(mask):
+    """Return height and width of the box around what is true."""
+    [rows, cols] = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
+
+
+def _surrounding(pieces):
+    """Return which pieces are no digit, but run along the picture's border or enclose other pieces."""
+    side = min(pieces.shape)
+    along = np.bincount(_border(pieces), minlength=pieces.max() + 1) >= side / 2
+    found = []
+    for n, box in enumerate(ndimage.find_objects(pieces), 1):
+        extent = max(part.stop - part.start for part in box)
+        mask = pieces[box] == n
+        if along[n] or extent > side / 4 and _encloses(mask, pieces[box]):
+            found.append(n)
+    return found
+
+
+def _encloses(mask, pieces):
+    within = ndimage.binary_fill_holes(mask) & ~mask & (pieces > 0)
+    return within.any() and max(_extent(within)) > max(_extent(mask)) / 4
+
+
+def _without_lines(distance):
+    """Take away straight lines across the whole picture, as on ruled paper, and close the strokes they cross.
+
+    Lines are told by their projection (Radon, 1917), for each slope that paper lies askew by.
+    """
+    lines = np.zeros(distance.shape, bool)
+    for turned, turned_lines in ((distance, lines), (distance.T, lines.T)):
+        mask = ndimage.binary_dilation(turned > _LINE, np.ones((3, 1)))
+        height, width = mask.shape
+        rows, cols = np.nonzero(mask)
+        across = np.zeros_like(mask)
+        margin = math.ceil(_ASKEW * width / 2) + 1
+        starts = np.arange(-margin, height + margin)
+        for slope in np.arange(-_ASKEW, _ASKEW, 2 / width):
+            falls = np.round(slope * (np.arange(width) - width / 2)).astype(int)
+            start = rows - falls[cols] + margin
+            falls.sort()
+            # A line near a corner has fewer columns within the picture.
+            within = np.searchsorted(falls, height - starts) - np.searchsorted(falls, -starts)
+            full = np.bincount(start, minlength=len(starts)) >= np.maximum(0.97 * within, width / 4)
+            chosen = full[start]
+            across[rows[chosen], cols[chosen]] = True
+        if across.mean() < 0.5:
+            turned[across] = ndimage.grey_closing(np.where(across, 0, turned), (9, 1))[across]
+            turned_lines |= across
+    return distance, lines
 
 
 def _threshold(values):

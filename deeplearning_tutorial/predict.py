@@ -4,7 +4,8 @@
     python -m deeplearning_tutorial.predict lenet.npz --show seven.png      # and what the model is shown
     python -m deeplearning_tutorial.predict lenet.npz                       # its error on the test set
 
-A picture holds one digit, of any size, dark on light or light on dark. The model is a file that a script
+A picture holds one digit, of any size, dark on light or light on dark; an answer of less than 90 % is marked
+as unsure. The model is a file that a script
 wrote with ``--save`` or ``--checkpoint``.
 """
 

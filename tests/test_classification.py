@@ -9,7 +9,7 @@ from PIL import Image
 
 import deeplearning_tutorial
 from deeplearning_tutorial import classification, logistic_sgd
-from deeplearning_tutorial.classification import Evaluation, classify, evaluate, main
+from deeplearning_tutorial.classification import Evaluation, Recognition, classify, evaluate, main
 from deeplearning_tutorial.datasets import sample_path
 from deeplearning_tutorial.models import model_of
 from deeplearning_tutorial.parameters import save_parameters
@@ -92,10 +92,19 @@ def test_the_command_prints_digit_and_probabilities_and_its_status_tells_of_a_ba
     assert header.split() == ["picture", "digit", *"0123456789"]
     assert len(rows) == 2
     for row, each in zip(rows, classify(model, pictures[::2]), strict=True):
-        path, digit, *percent = row.split()
+        path, digit, *percent = row.removesuffix("  unsure").split()
         assert (path, int(digit)) == (str(each.path), each.digit)
         np.testing.assert_allclose(np.array(percent, float), 100 * each.probabilities, atol=0.0501)
+        assert row.endswith("  unsure") == each.unsure == (each.probabilities.max() < 0.9)
     assert err.count("\n") == 1 and "blank.png shows no digit" in err
+
+
+@pytest.mark.parametrize("highest, unsure", [(0.95, False), (0.85, True)])
+def test_an_answer_of_less_than_90_percent_is_unsure(highest, unsure):
+    probabilities = np.full(10, (1 - highest) / 9)
+    probabilities[4] = highest
+    assert Recognition("p.png", np.zeros(784), probabilities).unsure is unsure
+    assert Recognition("p.png", error=ValueError("blank")).unsure
 
 
 def test_good_pictures_alone_give_status_0_and_can_be_shown(model_path, pictures, capsys):

@@ -137,6 +137,39 @@ def test_lopsided_ink_stays_within_the_image(read):
     assert (extent(image, 0), extent(image, 1)) == (20, 20)
 
 
+def test_a_hard_shadow_across_the_digit_makes_little_difference(read):
+    clean = seven("black", "white", "L", size=(240, 240), at=(60, 40), scale=2)
+    light = np.where(np.add.outer(np.arange(240), np.arange(240)) < 250, 1, 0.6)
+    photo = Image.fromarray((np.asarray(clean) * light).astype(np.uint8))
+    assert difference(read(photo), read(clean)) < 0.1
+
+
+@pytest.mark.parametrize("light_on_dark", [False, True])
+@pytest.mark.parametrize("surroundings", ["table", "frame", "bar", "box", "rules", "squares"])
+def test_what_surrounds_a_digit_and_lines_across_it_are_left_aside(read, surroundings, light_on_dark):
+    clean = seven("black", "white", "L", size=(240, 240), at=(85, 65), scale=1.4)
+    photo = clean.copy()
+    pen = ImageDraw.Draw(photo)
+    if surroundings == "table":
+        photo = Image.new("L", (240, 240), 110)
+        photo.paste(clean.crop((60, 40, 190, 190)), (60, 40))
+    elif surroundings == "frame":
+        pen.rectangle((0, 0, 239, 239), outline=0, width=14)
+    elif surroundings == "bar":
+        pen.rectangle((0, 0, 16, 239), fill=0)
+    elif surroundings == "box":
+        pen.rectangle((60, 45, 185, 190), outline=0, width=3)
+    else:
+        for at in range(15, 240, 40):
+            pen.line((0, at, 239, at), fill=120, width=2)
+            if surroundings == "squares":
+                pen.line((at, 0, at, 239), fill=120, width=2)
+    expected = read(clean)
+    if light_on_dark:
+        photo = Image.fromarray(255 - np.asarray(photo))
+    assert difference(read(photo), expected) < 0.1
+
+
 def refused(path):
     with pytest.raises(ValueError) as caught:
         read_picture(path)
@@ -167,6 +200,43 @@ def write_mostly_ink(path):
 def test_a_picture_without_a_digit_is_refused_by_name(tmp_path, write):
     write(tmp_path / "p.png")
     assert "shows no digit: it is blank or more ink than paper; draw one digit" in refused(tmp_path / "p.png")
+
+
+def test_several_digits_are_named_and_refused(tmp_path):
+    image = seven(size=(240, SIZE))
+    image.paste(seven(size=(SIZE, SIZE)), (100, 0))
+    image.save(tmp_path / "p.png")
+    assert "p.png shows 2 pieces of ink as large as a digit; crop it to one digit" in refused(
+        tmp_path / "p.png"
+    )
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+def test_bad_exif_data_spoil_no_picture(read, format):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\xff\xff\xff\xff\xff\xff"
+    assert difference(read(seven(), f"p.{format}", exif=exif), read(seven())) < 0.1
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"iCCP", b"eXIf", b"gAMA", b"tRNS"])
+def test_a_side_chunk_with_a_bad_checksum_spoils_no_png_but_a_needed_one_does(tmp_path, kind):
+    file = io.BytesIO()
+    seven().save(file, "PNG")
+    whole = file.getvalue()
+    bad = struct.pack(">I", 5) + kind + b"a\0bcd" + b"\1\2\3\4"
+    path = tmp_path / "p.png"
+    path.write_bytes(whole)
+    expected = read_picture(path)
+    # The header takes 8 + 25 bytes.
+    path.write_bytes(whole[:33] + bad + whole[33:])
+    np.testing.assert_array_equal(read_picture(path), expected)
+    path.write_bytes(whole[:32] + bytes([whole[32] ^ 1]) + whole[33:])
+    refused(path)
+
+
+@pytest.mark.parametrize("ink, paper", [(0, 255), (1, 0), (200, 30), (0, 65535)])
+def test_integers_of_32_bits_are_read_by_the_range_that_they_use(read, ink, paper):
+    values = np.where(np.asarray(seven(0, 1, "1")), paper, ink).astype(np.int32)
+    assert difference(read(Image.fromarray(values), "picture.tiff"), read(seven(0, 1, "1"))) < 0.06
 
 
 @pytest.mark.parametrize(
