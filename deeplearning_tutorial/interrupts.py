@@ -28,4 +28,6 @@ def on_interrupt(handler):
 
 def treat_sigterm_alike():
     """Have SIGTERM, by which schedulers and containers end a job, interrupt this process as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever has it ignored wants it so.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
