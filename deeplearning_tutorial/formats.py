@@ -207,15 +207,14 @@ def _read_npz(path, file, check):
 
 
 def _read_pickle(path, packed):
-    if path.suffix.lower() in (".csv", ".parquet"):
-        raise ValueError(f"{path} is {path.suffix[1:]}, which is not read; give the four IDX files' folder")
     if _unpacked(packed).read(4) in (_IDX_IMAGES, _IDX_LABELS):
         raise ValueError(f"{path} is one of the four IDX files; give their folder, {path.parent}")
     try:
         pairs = load_pairs(_unpacked(packed), MAX_BYTES)
     except ValueError as error:
+        told = f"{path.suffix[1:]} is not read" if path.suffix.lower() in (".csv", ".parquet") else error
         raise ValueError(
-            f"{path}: {error}; replace it by the tutorial's mnist.pkl.gz, or a pickle made like that"
+            f"{path}: {told}; replace it by the tutorial's mnist.pkl.gz, or a pickle made like that"
         ) from error
     if len(pairs) != len(SPLITS):
         raise ValueError(f"{path} holds {len(pairs)} pairs of arrays; it needs three: train, valid, test")

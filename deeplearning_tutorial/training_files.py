@@ -99,7 +99,7 @@ class TrainingFiles:
         log = None if log is None else check_writable(log, "log", appended=True)
         self._check_paths(resume, log)
         if resume:
-            self._resume(script, {} if function is None else as_json(_defaults(function)))
+            self._resume(script, {} if function is None else _defaults(function))
         self._log = None if log is None else _Log(log, resume, self.resumed)
         for path in filter(None, (self._save, self._checkpoint)):
             remove_stale_parts(path)
@@ -196,7 +196,8 @@ class TrainingFiles:
             return
         resumed = read_checkpoint(path)
         here = self.arguments
-        there = {name: value for name, value in defaults.items() if name in here} | resumed.arguments
+        there = as_json({name: value for name, value in defaults.items() if name in here})
+        there |= resumed.arguments
         if resumed.script != script:
             there, here = {"script": resumed.script}, {"script": script}
         differences = [

@@ -218,7 +218,7 @@ def test_a_folder_that_holds_something_else_is_refused_with_what_it_holds(tmp_pa
     with pytest.raises(ValueError, match="lacks train-.* It holds: mnist_test.csv, mnist_train") as told:
         read_splits(tmp_path)
     assert len(str(told.value)) < 1500
-    with pytest.raises(ValueError, match="train.csv is csv, which is not read; give the four IDX files"):
+    with pytest.raises(ValueError, match="train.csv: csv is not read; replace it by"):
         read_splits(tmp_path / "mnist_train.csv")
 
 
