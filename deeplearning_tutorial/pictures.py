@@ -299,7 +299,7 @@ def _dark_ink(values):
     # The paper's grey at a place: closing removes what is dark and no wider than a digit's strokes may be,
     # and leaves shadows and tables as they are, with their edges (Serra, 1982).
     window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
-    paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window)
+    paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window, mode="nearest")
     distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
     distance, lines = _without_lines(distance)
     if distance.max() < _LEAST_CONTRAST:
@@ -314,6 +314,8 @@ def _dark_ink(values):
     # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
     shade = min(shade, threshold)
     ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
+    # What is faint and no edge of a stroke is the remnant of a shadow.
+    ink[~ndimage.binary_dilation(ink > 0.6, _NEIGHBOURS, iterations=3 + side // 40)] = 0
     return _drawing(values, ink, strong, lines)
 
 
