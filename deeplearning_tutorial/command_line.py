@@ -102,7 +102,7 @@ def run(function, description, published, minibatches, *, summary=None):
         if _may_be_mnist(arguments.get("dataset")):
             _compare(result, published)
         else:
-            told = "NOTICE: these data are not MNIST's, so the figures do not compare with the tutorial's."
+            told = "These data are not MNIST's, so the figures do not compare with the tutorial's."
             print(f"\n{told}", file=stderr)
     if result.unwritten:
         sys.exit("\n".join(result.unwritten))

@@ -329,7 +329,7 @@ def test_where_the_data_lies_and_what_is_kept_does_not_matter_to_the_comparison(
 def test_other_data_under_mnists_names_are_not_compared(run, capsys):
     shutil.copy(sample_path(), "mnist.pkl.gz")
     run()
-    told = "NOTICE: these data are not MNIST's, so the figures do not compare with the tutorial's."
+    told = "These data are not MNIST's, so the figures do not compare with the tutorial's."
     assert capsys.readouterr() == ("epoch 1\n", f"\n{told}\n")
 
 
