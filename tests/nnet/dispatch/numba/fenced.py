@@ -20,7 +20,7 @@ from pytensor.gradient import grad, pushforward
 
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 from deeplearning_tutorial.nnet.conv import conv_output_length
-from deeplearning_tutorial.nnet.dispatch.numba import kernel
+from deeplearning_tutorial.nnet.dispatch.numba import kernel, memory
 from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.pool import pool_output_length
 
@@ -30,33 +30,51 @@ new_owned_memory = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.py
 )
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 placement = {"at_end": True, "byte": 0}
+ALIGNMENT = 8
 
 
 def fenced(size):
-    """Map ``size`` bytes beside a page that is not readable; return the memory, their place and address."""
+    """Map ``size`` bytes beside a page that is not readable; return the mapping, their place and address."""
     page = mmap.PAGESIZE
     room = -(-size // page) * page
-    memory = mmap.mmap(-1, room + 2 * page)
+    mapped = mmap.mmap(-1, room + 2 * page)
     start = page + (room - size if placement["at_end"] else 0)
-    memory[start : start + size] = bytes([placement["byte"]]) * size
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    mapped[start : start + size] = bytes([placement["byte"]]) * size
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
     for fence in (address, address + page + room):
         if protect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0):
             raise OSError(ctypes.get_errno(), "mprotect failed")
-    return memory, start, address + start
+    return mapped, start, address + start
 
 
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
-def allocate(size, _alignment):
-    memory, _, address = fenced(size)
-    return new_owned_memory(address, memory)
+def allocate_owned(size, _alignment):
+    mapped, _, address = fenced(size)
+    return new_owned_memory(address, mapped)
+
+
+# What a kernel allocates for itself, by address.
+scratch = {}
+
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
+def allocate_scratch(size):
+    # Of the room to align elements a kernel leaves one byte at the end, if the address is this much beside.
+    mapped, _, address = fenced(-(-size // ALIGNMENT) * ALIGNMENT - 1)
+    scratch[address] = mapped
+    return address
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def free_scratch(address):
+    del scratch[address]
 
 
 def fence_off(array):
     if array.size == 0:
         return array
-    memory, start, _ = fenced(array.nbytes)
-    copy = np.frombuffer(memory, array.dtype, array.size, start).reshape(array.shape)
+    mapped, start, _ = fenced(array.nbytes)
+    copy = np.frombuffer(mapped, array.dtype, array.size, start).reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -164,9 +182,17 @@ def check_products():
 if __name__ == "__main__":
     # Python allocates, so the kernels have to stay on the thread that calls them.
     kernel._BUSY.value = 1
+    # Other kernels than those that are cached: elements may lie at any multiple of 8 bytes.
+    memory._ALIGNMENT = ALIGNMENT
+    kernel.VERSION += 1
     rtsys.initialize(cpu_target.target_context)
-    for name in ("NRT_MemInfo_alloc_aligned", "NRT_MemInfo_alloc_safe_aligned"):
-        llvmlite.binding.add_symbol(name, ctypes.cast(allocate, ctypes.c_void_p).value)
+    for name, function in {
+        "MemInfo_alloc_aligned": allocate_owned,
+        "MemInfo_alloc_safe_aligned": allocate_owned,
+        "Allocate": allocate_scratch,
+        "Free": free_scratch,
+    }.items():
+        llvmlite.binding.add_symbol(f"NRT_{name}", ctypes.cast(function, ctypes.c_void_p).value)
     check_convolutions()
     check_fused_layers()
     check_poolings()
