@@ -97,7 +97,7 @@ class TrainingFiles:
         self._save = None if save is None else check_save_path(save)
         self._checkpoint = None if checkpoint is None else check_save_path(checkpoint, "checkpoint")
         log = None if log is None else check_writable(log, "log", appended=True)
-        self._check_paths(resume, log)
+        self._check_paths(resume, log, dataset)
         if resume:
             self._resume(script, {} if function is None else _defaults(function))
         self._log = None if log is None else _Log(log, resume, self.resumed)
@@ -176,8 +176,8 @@ class TrainingFiles:
             told.append(f"The checkpoint is {self._checkpoint}; resume to go on from there.")
         return " ".join(told)
 
-    def _check_paths(self, resume, log):
-        named = {"save": self._save, "checkpoint": self._checkpoint, "log": log}
+    def _check_paths(self, resume, log, dataset):
+        named = {"dataset": dataset, "save": self._save, "checkpoint": self._checkpoint, "log": log}
         given = [(name, path) for name, path in named.items() if path is not None]
         for i, (name, path) in enumerate(given):
             for other, other_path in given[:i]:

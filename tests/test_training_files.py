@@ -231,6 +231,14 @@ def test_resuming_without_a_checkpoint_starts_anew_and_says_so(capsys):
     assert capsys.readouterr().err == "There is no checkpoint c.npz yet: training starts anew\n"
 
 
+@pytest.mark.parametrize("name", ["save", "checkpoint", "log"])
+def test_the_data_set_is_never_written_over(name):
+    Path("digits.npz").write_bytes(b"digits")
+    with pytest.raises(ValueError, match=f"dataset and {name} are both '.*digits.npz'; give two names"):
+        TrainingFiles("mlp", dataset="digits.npz", **{name: Path("digits.npz").absolute()})
+    assert Path("digits.npz").read_bytes() == b"digits"
+
+
 def test_files_that_links_name_are_written_there_and_are_one_file(parameters):
     Path("elsewhere").mkdir()
     for name in ("m.npz", "c.npz", "run.csv"):
