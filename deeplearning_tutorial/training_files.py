@@ -48,8 +48,10 @@ class TrainingFiles:
         ``.npz`` files for the best model and for the complete state, ``.csv`` for a line per validation.
     resume : bool
         Go on from ``checkpoint`` if it exists.
-    dataset, progress, channel
-        Not used: a data set is known by its contents. They are here so that ``**locals()`` may be given.
+    dataset : path, optional
+        What is trained on, which no file may overwrite. A checkpoint knows it by its contents.
+    progress, channel
+        Not used. They are here so that ``**locals()`` may be given.
     **arguments
         What shapes the result, and must be the same where the run is resumed; but ``n_epochs`` may be any
         number not below the epochs trained.
