@@ -1,6 +1,7 @@
-"""Fail each allocation of every kernel in turn: test_memory.py runs it as a process.
+"""Fail each allocation of every kernel in turn: test_memory.py runs it as processes.
 
-    python failing_allocations.py [NAME ...]
+    python failing_allocations.py                              # all
+    python failing_allocations.py convolution float32          # one kind of kernels, for one data type
 
 Numba allocates through functions that its code finds by name. Here these names stand for functions that count
 down to the allocation that fails. What is compiled or loaded later uses them.
@@ -188,11 +189,15 @@ def performed(op, *arrays):
     return [value for [value] in storage]
 
 
-def cases():
-    for dtype in ("float32", "float64"):
-        of = plain(dtype)
-        for kind in (convolution_cases, pooling_cases, fused_cases, matrix_cases):
-            for name, case in kind(of):
+KINDS = {
+    "convolution": convolution_cases, "pooling": pooling_cases, "fused": fused_cases, "matrix": matrix_cases
+}  # fmt: skip
+
+
+def cases(kinds=KINDS, dtypes=("float32", "float64")):
+    for kind in kinds:
+        for dtype in dtypes:
+            for name, case in KINDS[kind](plain(dtype)):
                 yield f"{name} ({dtype})", case
 
 
@@ -246,11 +251,10 @@ def fail_each(countdown, name, op, *arrays):
 
 if __name__ == "__main__":
     countdown = install()
-    total, n_cases = 0, 0
-    for name, (op, *arrays) in cases():
-        if not sys.argv[1:] or any(wanted in name for wanted in sys.argv[1:]):
-            found = fail_each(countdown, name, op, *arrays)
-            assert found > 0, name
-            total, n_cases = total + found, n_cases + 1
-            print(f"{found:4} {name}", flush=True)
-    print(f"{total} allocations of {n_cases} kernels")
+    kind, dtype = sys.argv[1:] or (None, None)
+    counts = []
+    for name, (op, *arrays) in cases([kind], [dtype]) if kind else cases():
+        counts.append(fail_each(countdown, name, op, *arrays))
+        assert counts[-1] > 0, name
+        print(f"{counts[-1]:4} {name}", flush=True)
+    print(f"{sum(counts)} allocations of {len(counts)} kernels")
