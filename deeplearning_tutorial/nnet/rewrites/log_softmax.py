@@ -5,6 +5,7 @@ the two if nothing stands between them; here they may also have been selected, r
 """
 
 import pytensor.tensor as pt
+import pytensor.tensor.subtensor as selections
 from pytensor.graph.rewriting.basic import node_rewriter, out2in
 from pytensor.scalar.basic import Add, Log, Mul, TrueDiv
 from pytensor.tensor.basic import get_underlying_scalar_constant_value
@@ -12,23 +13,17 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.exceptions import NotScalarConstantError
 from pytensor.tensor.shape import Reshape
 from pytensor.tensor.special import Softmax
-from pytensor.tensor.subtensor import (
-    AdvancedIncSubtensor,
-    AdvancedIncSubtensor1,
-    AdvancedSubtensor,
-    AdvancedSubtensor1,
-    IncSubtensor,
-    Subtensor,
-)
 
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
 
 # What takes elements out of an array, by what adds them to it, its gradient.
 _SELECTIONS = {
-    IncSubtensor: Subtensor,
-    AdvancedIncSubtensor: AdvancedSubtensor,
-    AdvancedIncSubtensor1: AdvancedSubtensor1,
+    selections.IncSubtensor: selections.Subtensor,
+    selections.AdvancedIncSubtensor: selections.AdvancedSubtensor,
 }
+# Older PyTensor has Ops of their own for a single vector of indices.
+if hasattr(selections, "AdvancedSubtensor1"):
+    _SELECTIONS[selections.AdvancedIncSubtensor1] = selections.AdvancedSubtensor1
 _MOVES = (*_SELECTIONS.values(), DimShuffle, Reshape)
 
 
