@@ -28,6 +28,8 @@ _LARGE = 0.25
 _REACH = 0.5
 # Of the contrast: paper whose grey differs by no more than this along the border is even.
 _EVEN = 0.15
+# Of a drawing's outline: where more than this lacks an edge, it is the paper between strokes.
+_GAP = 0.07
 # Of the smallest rectangle around it: a sheet fills more than this.
 _RECTANGULAR = 0.85
 # Lines rise or fall by at most this, and are no wider than this part of the picture's shorter side.
@@ -43,10 +45,15 @@ class SeveralDigitsError(Exception):
 
 
 class _Drawing(NamedTuple):
-    """Ink from 0 to 1, its contrast to the paper around, its size, and how many digits there seem to be."""
+    """Ink from 0 to 1 and what is known about it.
+
+    Its contrast to the paper around, the fraction of its outline where there is such contrast, its size, and
+    how many digits there seem to be.
+    """
 
     ink: np.ndarray
     contrast: float
+    outlined: float
     size: int
     n_digits: int
 
@@ -93,12 +100,15 @@ def _on_plain_paper(values):
     even = np.abs(distance) <= _EVEN * distance.max()
     if n_sides > 1 or not _border(even | _widened(strong, 1)).all():
         return None
-    pieces, _n_pieces = ndimage.label(strong, structure=_NEIGHBOURS)
-    if not 0 < strong.sum() <= _MOST_INK * strong.size or _surrounding(pieces) or _is_sheet(strong):
+    if not 0 < strong.sum() <= _MOST_INK * strong.size:
         return None
     # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
     shade = min(3 * np.median(np.abs(border - paper)), threshold)
     ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
+    pieces, _n_pieces = ndimage.label(ink > FAINT, structure=_NEIGHBOURS)
+    filled = ndimage.binary_fill_holes(strong)
+    if _surrounding(pieces) or filled.sum() > strong.sum() and _is_rectangle(filled):
+        return None
     return _drawing(-distance, ink, strong, np.zeros_like(strong), _REACH)
 
 
@@ -117,22 +127,23 @@ def _in_a_photograph(values):
     found = [each for greys in both if (each := _dark_ink(*greys)) is not None]
     if not found:
         return None
-    most = max(each.contrast for each in found)
-    found = sorted((each for each in found if each.contrast > 0.9 * most), key=lambda each: each.size)
-    return found[0] if _is_sheet(found[-1].ink > 0.5) else found[-1]
+    contrast = max(each.contrast for each in found)
+    found = [each for each in found if each.contrast > contrast / 2]
+    outlined = max(each.outlined for each in found)
+    found = sorted((each for each in found if each.outlined > outlined - _GAP), key=lambda each: each.size)
+    # A sheet and what is drawn on it fill a rectangle, a digit and its loops do not.
+    pieces, _n_pieces = ndimage.label(_widened(found[0].ink + found[-1].ink > 0.5, 1))
+    return found[0] if _is_rectangle(pieces == np.bincount(pieces[pieces > 0]).argmax()) else found[-1]
 
 
-def _is_sheet(mask):
-    """Whether something lies on it and it fills most of the smallest rectangle around it.
-
-    That rectangle has some angle to the picture (Freeman and Shapira, 1975).
-    """
-    filled = ndimage.binary_fill_holes(mask)
-    rows, cols = np.nonzero(filled ^ ndimage.binary_erosion(filled))
-    angles = np.radians(np.arange(0, 90, 3))[:, None]
+def _is_rectangle(mask):
+    """Whether it fills most of the smallest rectangle around it, at any angle (Freeman and Shapira, 1975)."""
+    mask = ndimage.binary_fill_holes(mask)
+    rows, cols = np.nonzero(mask ^ ndimage.binary_erosion(mask))
+    angles = np.radians(np.arange(90))[:, None]
     height = np.ptp(np.cos(angles) * rows - np.sin(angles) * cols, axis=1) + 1
     width = np.ptp(np.sin(angles) * rows + np.cos(angles) * cols, axis=1) + 1
-    return filled.sum() > mask.sum() and filled.sum() > _RECTANGULAR * (height * width).min()
+    return mask.sum() > _RECTANGULAR * (height * width).min()
 
 
 def _dark_ink(values, without_noise):
@@ -177,7 +188,7 @@ def _without_lines(distance):
 
 
 def _lines(mask):
-    """Return where ``mask`` is true along nearly all of a thin line from the left of the picture to the right."""
+    """Return where ``mask`` is true along nearly all of a thin line from the left to the right."""
     height, width = mask.shape
     wider = ndimage.binary_opening(mask, np.ones((1 + math.ceil(_WIDEST_LINE * min(mask.shape)), 1)))
     mask = ndimage.maximum_filter1d(mask, 3, axis=0)
@@ -198,7 +209,7 @@ def _lines(mask):
         full &= np.bincount(start[wide], minlength=len(starts)) < within / 2
         if full.any():
             across |= mask & full[np.arange(height)[:, None] - falls + margin]
-    return across
+    return ndimage.maximum_filter1d(across, 3, axis=0)
 
 
 def _without_surroundings(distance):
@@ -249,15 +260,18 @@ def _drawing(values, ink, strong, lines, reach_at_border):
     ink[~belong[pieces]] = 0
     own &= strong
     around = _widened(own, 2 + side // 75) & ~(_widened(own, 1) | lines)
-    contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
-    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side:
+    if not around.any():
+        return None
+    darkest, beside = np.percentile(values[own], 10), np.median(values[around])
+    outlined = (values[around] > (darkest + beside) / 2).mean()
+    if beside - darkest < _LEAST_CONTRAST or size < _LEAST_SIZE * side:
         return None
     if own.sum() > _MOST_INK_AROUND * size**2 or _border(own).mean() > _MOST_INK:
         return None
     boxes = ndimage.find_objects(pieces)
     others = (n for n in range(1, n_pieces + 1) if areas[n] >= _LARGE * areas[main] and not at_border[n])
     digits = [n for n in others if away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1])]
-    return _Drawing(ink, contrast, size, 1 + len(digits))
+    return _Drawing(ink, beside - darkest, outlined, size, 1 + len(digits))
 
 
 def _beside(box, other):
