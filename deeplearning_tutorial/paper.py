@@ -96,9 +96,8 @@ def _on_plain_paper(values):
     if distance[np.abs(distance) > threshold].sum() < 0:
         distance = -distance
     strong = distance > threshold
-    n_sides = sum(side.any() for side in (strong[0], strong[-1], strong[:, 0], strong[:, -1]))
     even = np.abs(distance) <= _EVEN * distance.max()
-    if n_sides > 1 or not _border(even | _widened(strong, 1)).all():
+    if not _border(even | _widened(strong, 1 + min(strong.shape) // 30)).all() or not _stands_free(strong):
         return None
     if not 0 < strong.sum() <= _MOST_INK * strong.size:
         return None
@@ -107,9 +106,26 @@ def _on_plain_paper(values):
     ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
     pieces, _n_pieces = ndimage.label(ink > FAINT, structure=_NEIGHBOURS)
     filled = ndimage.binary_fill_holes(strong)
-    if _surrounding(pieces) or filled.sum() > strong.sum() and _is_rectangle(filled):
+    if _enclosing(pieces) or filled.sum() > strong.sum() and _is_rectangle(filled):
         return None
     return _drawing(-distance, ink, strong, np.zeros_like(strong), _REACH)
+
+
+def _stands_free(mask):
+    """Whether what is drawn touches one side of the picture at most, or fills it and is not of lines."""
+    if sum(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])) <= 1:
+        return True
+    pieces, _n_pieces = ndimage.label(mask, structure=_NEIGHBOURS)
+    at_border = np.setdiff1d(_border(pieces), 0)
+    fills = len(at_border) == 1 and _fills_picture(pieces == at_border[0])
+    return fills and not _lines(mask).any() and not _lines(mask.T).any()
+
+
+def _fills_picture(mask):
+    """Whether strokes reach from side to side and from top to bottom, yet leave half of the border free."""
+    height, width = _extent(mask)
+    spans = height > 0.9 * mask.shape[0] and width > 0.9 * mask.shape[1] and _border(mask).mean() < 0.5
+    return spans and 2 * ndimage.distance_transform_edt(mask).max() < 0.3 * min(mask.shape)
 
 
 def _in_a_photograph(values):
@@ -133,12 +149,12 @@ def _in_a_photograph(values):
     found = sorted((each for each in found if each.outlined > outlined - _GAP), key=lambda each: each.size)
     # A sheet and what is drawn on it fill a rectangle, a digit and its loops do not.
     pieces, _n_pieces = ndimage.label(_widened(found[0].ink + found[-1].ink > 0.5, 1))
-    return found[0] if _is_rectangle(pieces == np.bincount(pieces[pieces > 0]).argmax()) else found[-1]
+    sheet = ndimage.binary_fill_holes(pieces == np.bincount(pieces[pieces > 0]).argmax())
+    return found[0] if _is_rectangle(sheet) else found[-1]
 
 
 def _is_rectangle(mask):
     """Whether it fills most of the smallest rectangle around it, at any angle (Freeman and Shapira, 1975)."""
-    mask = ndimage.binary_fill_holes(mask)
     rows, cols = np.nonzero(mask ^ ndimage.binary_erosion(mask))
     angles = np.radians(np.arange(90))[:, None]
     height = np.ptp(np.cos(angles) * rows - np.sin(angles) * cols, axis=1) + 1
@@ -220,19 +236,24 @@ def _without_surroundings(distance):
         surrounding = _surrounding(pieces)
         erased = _widened(np.isin(pieces, surrounding), 1 + min(distance.shape) // 75)
         left = np.where(erased, 0, distance)
-        if not surrounding or left.max() <= max(_LEAST_CONTRAST, threshold / 2):
+        if not surrounding.size or left.max() <= max(_LEAST_CONTRAST, threshold / 2):
             return distance
         distance = left
 
 
 def _surrounding(pieces):
     """Return which pieces are no digit, but run along the picture's border or enclose other pieces."""
-    side = min(pieces.shape)
-    along = np.bincount(_border(pieces), minlength=pieces.max() + 1) >= side / 2
+    contact = np.bincount(_border(pieces), minlength=pieces.max() + 1)
+    along = np.flatnonzero(contact[1:] >= min(pieces.shape) / 2) + 1
+    return np.union1d(along, _enclosing(pieces))
+
+
+def _enclosing(pieces):
+    """Return which pieces enclose others, as a box or frame does."""
     found = []
     for n, box in enumerate(ndimage.find_objects(pieces), 1):
         extent = max(part.stop - part.start for part in box)
-        if along[n] or extent > side / 4 and _encloses(pieces[box] == n, pieces[box]):
+        if extent > min(pieces.shape) / 4 and _encloses(pieces[box] == n, pieces[box]):
             found.append(n)
     return found
 
