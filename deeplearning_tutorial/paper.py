@@ -96,8 +96,7 @@ def _on_plain_paper(values):
     if distance[np.abs(distance) > threshold].sum() < 0:
         distance = -distance
     strong = distance > threshold
-    even = np.abs(distance) <= _EVEN * distance.max()
-    if not _border(even | _widened(strong, 1 + min(strong.shape) // 30)).all() or not _stands_free(strong):
+    if not _stands_free(strong, np.abs(distance) > _EVEN * distance.max()):
         return None
     if not 0 < strong.sum() <= _MOST_INK * strong.size:
         return None
@@ -111,21 +110,24 @@ def _on_plain_paper(values):
     return _drawing(-distance, ink, strong, np.zeros_like(strong), _REACH)
 
 
-def _stands_free(mask):
-    """Whether what is drawn touches one side of the picture at most, or fills it and is not of lines."""
-    if sum(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])) <= 1:
-        return True
-    pieces, _n_pieces = ndimage.label(mask, structure=_NEIGHBOURS)
+def _stands_free(strong, uneven):
+    """Whether ink on even paper touches one side of the picture at most, or fills it and is not of lines."""
+    beside = _border(uneven & ~_widened(strong, 1 + min(strong.shape) // 30))
+    if sum(side.any() for side in (strong[0], strong[-1], strong[:, 0], strong[:, -1])) <= 1:
+        return not beside.any()
+    pieces, _n_pieces = ndimage.label(strong, structure=_NEIGHBOURS)
     at_border = np.setdiff1d(_border(pieces), 0)
-    fills = len(at_border) == 1 and _fills_picture(pieces == at_border[0])
-    return fills and not _lines(mask).any() and not _lines(mask.T).any()
+    # The blur of strokes along the border is no edge of the paper.
+    if len(at_border) > 1 or beside.mean() > 0.05 or not _fills_picture(pieces == at_border[0]):
+        return False
+    return not _lines(uneven).any() and not _lines(uneven.T).any()
 
 
 def _fills_picture(mask):
     """Whether strokes reach from side to side and from top to bottom, yet leave half of the border free."""
     height, width = _extent(mask)
     spans = height > 0.9 * mask.shape[0] and width > 0.9 * mask.shape[1] and _border(mask).mean() < 0.5
-    return spans and 2 * ndimage.distance_transform_edt(mask).max() < 0.3 * min(mask.shape)
+    return spans and 2 * ndimage.distance_transform_edt(mask).max() < 0.35 * min(mask.shape)
 
 
 def _in_a_photograph(values):
