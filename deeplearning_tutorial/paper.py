@@ -140,9 +140,9 @@ def _in_a_photograph(values):
     step = max(1, min(round(math.sqrt(values.size) / _PHOTOGRAPH_SIZE), *values.shape))
     height, width = (n // step * step for n in values.shape)
     values = values[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3))
-    values_without_noise = ndimage.median_filter(values, 3)
-    both = (values, values_without_noise), (1 - values, 1 - values_without_noise)
-    found = [each for greys in both if (each := _dark_ink(*greys)) is not None]
+    without_noise = ndimage.median_filter(values, 3)
+    senses = (values, without_noise), (1 - values, 1 - without_noise)
+    found = [each for greys in senses if (each := _dark_ink(*greys)) is not None]
     if not found:
         return None
     contrast = max(each.contrast for each in found)
@@ -209,7 +209,7 @@ def _lines(mask):
     """Return where ``mask`` is true along nearly all of a thin line from the left to the right."""
     height, width = mask.shape
     wider = ndimage.binary_opening(mask, np.ones((1 + math.ceil(_WIDEST_LINE * min(mask.shape)), 1)))
-    mask = ndimage.maximum_filter1d(mask, 3, axis=0)
+    wider, mask = (ndimage.maximum_filter1d(each, 3, axis=0) for each in (wider, mask))
     across = np.zeros_like(mask)
     # A hundred columns tell a line as well as all of them.
     columns = np.arange(0, width, max(1, width // 100))
@@ -266,7 +266,11 @@ def _encloses(mask, pieces):
 
 
 def _drawing(values, ink, strong, lines, reach_at_border):
-    """Return the largest piece of ink and what belongs to it, or None where that is no digit."""
+    """Return the largest piece of ink and what belongs to it, or None where that is no digit.
+
+    What touches the picture's border belongs to it within ``reach_at_border`` of its size. Contrast is judged
+    beside the lines that were taken away.
+    """
     side = min(ink.shape)
     pieces, n_pieces = ndimage.label(ink > FAINT, structure=_NEIGHBOURS)
     areas = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
@@ -275,6 +279,8 @@ def _drawing(values, ink, strong, lines, reach_at_border):
     weight = np.bincount(pieces[strong], minlength=n_pieces + 1) * np.where(at_border, 0.25, 1)
     weight[0] = 0
     main = weight.argmax()
+    if weight[main] == 0:
+        return None
     own = pieces == main
     size = max(_extent(own))
     away = ndimage.minimum(ndimage.distance_transform_edt(~own), pieces, range(n_pieces + 1))
@@ -289,7 +295,7 @@ def _drawing(values, ink, strong, lines, reach_at_border):
     outlined = (values[around] > (darkest + beside) / 2).mean()
     if beside - darkest < _LEAST_CONTRAST or size < _LEAST_SIZE * side:
         return None
-    if own.sum() > _MOST_INK_AROUND * size**2 or _border(own).mean() > _MOST_INK:
+    if ink.max() <= 0.5 or own.sum() > _MOST_INK_AROUND * size**2 or _border(own).mean() > _MOST_INK:
         return None
     boxes = ndimage.find_objects(pieces)
     others = (n for n in range(1, n_pieces + 1) if areas[n] >= _LARGE * areas[main] and not at_border[n])
