@@ -329,8 +329,8 @@ def _widened(mask, width):
 def _threshold(values):
     """Return what divides the values into two classes that differ most (Otsu, 1979)."""
     counts, edges = np.histogram(values, 256)
-    below = np.cumsum(counts)[:-1]
-    above = values.size - below
+    # At least 1: values that are all alike are one class.
+    below, above = (np.maximum(n, 1) for n in (np.cumsum(counts)[:-1], values.size - np.cumsum(counts)[:-1]))
     sums = np.cumsum(counts * (edges[:-1] + edges[1:]) / 2)
     means_differ = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
     return edges[1:-1][np.argmax(below * above * means_differ**2)]

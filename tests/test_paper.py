@@ -84,6 +84,22 @@ def test_paper_without_a_digit_shows_none():
         assert find_digit(values + rng.normal(0, 0.002, values.shape)) is None
 
 
+def test_any_values_show_a_digit_or_none_or_several():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shape = rng.integers(1, 80, 2)
+        values = np.full(shape, rng.random())
+        for _ in range(rng.integers(7)):
+            top, left = rng.integers(shape)
+            height, width = rng.integers(1, 60, 2)
+            values[top : top + height, left : left + width] = rng.random()
+        try:
+            ink = find_digit(values)
+        except SeveralDigitsError:
+            continue
+        assert ink is None or (ink.ndim == 2 and ink.min() >= 0 and 0.5 < ink.max() <= 1)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_pictures_of_a_setting_are_the_same_each_time_and_of_one_size(sample, setting):
     pictures = photographs(setting, sample[2][0][:3])
