@@ -12,13 +12,13 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from deeplearning_tutorial.atomic_files import write_atomically
 from deeplearning_tutorial.bounded import open_file, read_up_to
+from deeplearning_tutorial.paper import FAINT, SeveralDigitsError, find_digit
 from deeplearning_tutorial.utils import tile_raster_images
 
 # Formats that people have, each decoded by Pillow itself: EPS for one would start Ghostscript.
@@ -36,27 +36,6 @@ _MOST_WIDE_PIXELS = _MOST_PIXELS // 4
 _LONGEST_SIDE = 30_000
 # Of as many pixels with transparency, uncompressed.
 _MOST_BYTES = 4 * _MOST_PIXELS
-# Fractions: of the full range of values, less contrast than this is no drawing, and paper counts as no darker
-# than this; of the picture, more ink than this is none either; of the square around a drawing, likewise; of
-# the strongest ink, less than this does not count for the digit's extent; of the paper's grey, less is no
-# line.
-_LEAST_CONTRAST = 1 / 32
-_DARKEST_PAPER = 0.1
-_MOST_INK = 0.6
-_MOST_INK_AROUND = 0.75
-_FAINT = 0.1
-_LINE = 0.06
-# Fractions of the picture's shorter side: what is wider than this is no stroke, and what is smaller no digit.
-_WIDEST_STROKE = 0.45
-_LEAST_SIZE = 0.05
-# Fractions of the largest piece of ink: smaller pieces than this are specks, as large ones digits, and those
-# farther away than this do not belong to it.
-_SPECK = 0.02
-_LARGE = 0.25
-_REACH = 0.5
-# Lines rise or fall by at most this.
-_ASKEW = 0.1
-_NEIGHBOURS = np.ones((3, 3))
 _ENLARGED = 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SHADES = " .:-=+*#%@"
@@ -127,8 +106,8 @@ def read_picture(path):
             raise ValueError(f"{path} is damaged or cut short ({error}); save it anew, as PNG") from error
     for values in greys:
         try:
-            ink = _digit(values)
-        except _SeveralDigitsError as error:
+            ink = find_digit(values)
+        except SeveralDigitsError as error:
             raise ValueError(
                 f"{path} shows {error} pieces of ink as large as a digit; crop it to one digit"
             ) from error
@@ -256,202 +235,8 @@ def _from_wide_values(Image, image):
     return Image.fromarray(((values - low) / ((high - low) or 1) * 255).astype(np.float32))
 
 
-def _digit(values):
-    """Return how much ink of a digit there is at each place, from 0 to 1, or None where none can be told.
-
-    Ink is darker than its paper, or lighter. In the wrong sense a digit's loops and bays seem to be ink, and
-    the sheet that lies on a table. Bays have no edge where they open; a loop is a compact piece within the
-    digit; a sheet is a rectangle around it.
-    """
-    found = [each for grey in (values, 1 - values) if (each := _dark_ink(grey)) is not None]
-    if not found:
-        return None
-    most = max(each.contrast for each in found)
-    found = sorted((each for each in found if each.contrast > 0.9 * most), key=lambda each: each.size)
-    drawing = found[-1] if _compact(found[0].ink > 0.5) else found[0]
-    if drawing.n_digits > 1:
-        raise _SeveralDigitsError(drawing.n_digits)
-    return drawing.ink
-
-
-class _SeveralDigitsError(Exception):
-    pass
-
-
-class _Drawing(NamedTuple):
-    """Ink from 0 to 1, its contrast to the paper around, its size, and how many digits there seem to be."""
-
-    ink: np.ndarray
-    contrast: float
-    size: int
-    n_digits: int
-
-
-def _compact(mask):
-    """Whether a circle fills much of it, as a digit's loop and unlike its strokes."""
-    mask = ndimage.binary_fill_holes(ndimage.binary_closing(mask, _NEIGHBOURS, iterations=2) | mask)
-    return mask.sum() < 4 * np.pi * ndimage.distance_transform_edt(mask).max() ** 2
-
-
-def _dark_ink(values):
-    """Return how much ink there is at each place, given that it is darker than its paper."""
-    side = min(values.shape)
-    # The paper's grey at a place: closing removes what is dark and no wider than a digit's strokes may be,
-    # and leaves shadows and tables as they are, with their edges (Serra, 1982).
-    window = 2 * math.ceil(_WIDEST_STROKE * side / 2) + 1
-    paper = ndimage.grey_closing(ndimage.median_filter(values, 3), window, mode="nearest")
-    distance = np.maximum(paper - values, 0) / np.maximum(paper, _DARKEST_PAPER)
-    distance, lines = _without_lines(distance)
-    if distance.max() < _LEAST_CONTRAST:
-        return None
-    distance, threshold = _without_surroundings(distance)
-    strong = distance > threshold
-    rest = distance[~strong]
-    shade = np.median(rest) + 3 * np.median(np.abs(rest - np.median(rest)))
-    enough = strong.any() and np.median(distance[strong]) >= max(_LEAST_CONTRAST, shade)
-    if not enough or strong.mean() > _MOST_INK:
-        return None
-    # Uneven light on the paper is no ink; in a picture drawn by a program there is none.
-    shade = min(shade, threshold)
-    ink = np.clip((distance - shade) / (np.percentile(distance[strong], 90) - shade), 0, 1)
-    # What is faint and no edge of a stroke is the remnant of a shadow.
-    ink[~ndimage.binary_dilation(ink > 0.6, _NEIGHBOURS, iterations=3 + side // 40)] = 0
-    return _drawing(values, ink, strong, lines)
-
-
-def _without_surroundings(distance):
-    """Take away what surrounds a digit, as long as something is left.
-
-    Returns
-    -------
-    distance : numpy.ndarray
-        Zero where something was taken away.
-    threshold : float
-        What divides ink from paper.
-    """
-    while True:
-        threshold = _threshold(distance)
-        pieces, n_pieces = ndimage.label(distance > threshold, structure=_NEIGHBOURS)
-        surrounding = _surrounding(pieces)
-        if not surrounding:
-            return distance, threshold
-        width = 1 + min(distance.shape) // 75
-        erased = ndimage.binary_dilation(np.isin(pieces, surrounding), _NEIGHBOURS, iterations=width)
-        left = np.where(erased, 0, distance)
-        if left.max() <= max(_LEAST_CONTRAST, threshold / 2):
-            return distance, threshold
-        distance = left
-
-
-def _drawing(values, ink, strong, lines):
-    """Return the largest piece of ink and what belongs to it, or None where that is no digit."""
-    side = min(ink.shape)
-    pieces, n_pieces = ndimage.label(ink > _FAINT, structure=_NEIGHBOURS)
-    areas = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
-    contact = np.bincount(_border(pieces), minlength=n_pieces + 1)
-    # What touches the picture's border is less likely the digit: table, frame, or what lies beside it.
-    weight = np.bincount(pieces[strong], minlength=n_pieces + 1) * np.where(contact > 0, 0.25, 1)
-    main = weight.argmax()
-    own = pieces == main
-    size = max(_extent(own))
-    away = ndimage.minimum(ndimage.distance_transform_edt(~own), pieces, range(n_pieces + 1))
-    belong = (areas >= _SPECK * areas[main]) & (away <= np.where(contact > 0, _REACH / 5, _REACH) * size)
-    belong[0] = True
-    ink[~belong[pieces]] = 0
-    own &= strong
-    around = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=2 + side // 75) & ~own
-    around &= ~(ndimage.binary_dilation(own, _NEIGHBOURS) | lines)
-    contrast = values[around].mean() - np.percentile(values[own], 10) if around.any() else 0
-    if contrast < _LEAST_CONTRAST or size < _LEAST_SIZE * side or own.sum() > _MOST_INK_AROUND * size**2:
-        return None
-    boxes = ndimage.find_objects(pieces)
-    digits = [
-        n
-        for n in range(1, n_pieces + 1)
-        if areas[n] >= _LARGE * areas[main]
-        and contact[n] == 0
-        and (away[n] > _REACH * size or _beside(boxes[n - 1], boxes[main - 1]))
-    ]
-    return _Drawing(ink, contrast, size, 1 + len(digits))
-
-
-def _beside(box, other):
-    """Whether two pieces of ink stand side by side, nearly as high, as no parts of one digit do."""
-    (rows, cols), (other_rows, other_cols) = box, other
-    heights = sorted((rows.stop - rows.start, other_rows.stop - other_rows.start))
-    apart = cols.start >= other_cols.stop or other_cols.start >= cols.stop
-    in_line = rows.start < other_rows.stop and other_rows.start < rows.stop
-    return apart and in_line and heights[0] >= 0.7 * heights[1]
-
-
-def _border(values):
-    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
-
-
-def _extent(mask):
-    """Return height and width of the box around what is true."""
-    [rows, cols] = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
-
-
-def _surrounding(pieces):
-    """Return which pieces are no digit, but run along the picture's border or enclose other pieces."""
-    side = min(pieces.shape)
-    along = np.bincount(_border(pieces), minlength=pieces.max() + 1) >= side / 2
-    found = []
-    for n, box in enumerate(ndimage.find_objects(pieces), 1):
-        extent = max(part.stop - part.start for part in box)
-        mask = pieces[box] == n
-        if along[n] or extent > side / 4 and _encloses(mask, pieces[box]):
-            found.append(n)
-    return found
-
-
-def _encloses(mask, pieces):
-    within = ndimage.binary_fill_holes(mask) & ~mask & (pieces > 0)
-    return within.any() and max(_extent(within)) > max(_extent(mask)) / 4
-
-
-def _without_lines(distance):
-    """Take away straight lines across the whole picture, as on ruled paper, and close the strokes they cross.
-
-    Lines are told by their projection (Radon, 1917), for each slope that paper lies askew by.
-    """
-    lines = np.zeros(distance.shape, bool)
-    for turned, turned_lines in ((distance, lines), (distance.T, lines.T)):
-        mask = ndimage.binary_dilation(turned > _LINE, np.ones((3, 1)))
-        height, width = mask.shape
-        rows, cols = np.nonzero(mask)
-        across = np.zeros_like(mask)
-        margin = math.ceil(_ASKEW * width / 2) + 1
-        starts = np.arange(-margin, height + margin)
-        for slope in np.arange(-_ASKEW, _ASKEW, 2 / width):
-            falls = np.round(slope * (np.arange(width) - width / 2)).astype(int)
-            start = rows - falls[cols] + margin
-            falls.sort()
-            # A line near a corner has fewer columns within the picture.
-            within = np.searchsorted(falls, height - starts) - np.searchsorted(falls, -starts)
-            full = np.bincount(start, minlength=len(starts)) >= np.maximum(0.97 * within, width / 4)
-            chosen = full[start]
-            across[rows[chosen], cols[chosen]] = True
-        if across.mean() < 0.5:
-            turned[across] = ndimage.grey_closing(np.where(across, 0, turned), (9, 1))[across]
-            turned_lines |= across
-    return distance, lines
-
-
-def _threshold(values):
-    """Return what divides the values into two classes that differ most (Otsu, 1979)."""
-    counts, edges = np.histogram(values, 256)
-    below = np.cumsum(counts)[:-1]
-    above = len(values.ravel()) - below
-    sums = np.cumsum(counts * (edges[:-1] + edges[1:]) / 2)
-    means_differ = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    return edges[1:-1][np.argmax(below * above * means_differ**2)]
-
-
 def _as_mnist(Image, ink):
-    rows, cols = (np.flatnonzero((ink > _FAINT).any(axis)) for axis in (1, 0))
+    rows, cols = (np.flatnonzero((ink > FAINT).any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     scale = BOX / max(ink.shape)
     height, width = (max(1, round(scale * n)) for n in ink.shape)

@@ -9,7 +9,7 @@ import pytest
 # The benchmarks are not part of the package.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import drawn_digits, report, timing
+from benchmarks import drawn_digits, photographed_digits, report, timing
 from benchmarks.contenders import CHANNELS_LAST, JAX, MATRIX_PRODUCT, OURS, PLAIN, contenders_of
 from benchmarks.workload import Workload
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
@@ -103,21 +103,38 @@ def test_the_page_shows_times_ratio_arithmetic_and_who_is_missing():
     assert "Start-up" not in page
 
 
-def test_the_drawn_digits_are_legible_and_their_errors_counted(tmp_path, sample, capsys):
-    drawn = drawn_digits.twenty()
-    assert [digit for digit, _how, _image in drawn] == sorted(2 * list(range(10)))
-    assert len({how for _digit, how, _image in drawn}) > 15
+@pytest.fixture
+def model_path(tmp_path, sample):
+    """A logistic regression that answers with the nearest mean image: crude, and far better than chance."""
     x, y = sample[0]
     means = np.array([x[y == digit].mean(axis=0) for digit in range(10)])
     path = tmp_path / "m.npz"
     np.savez(path, **{"classifier.W": 0.3 * means.T, "classifier.b": -0.15 * (means**2).sum(axis=1)})
+    return path
+
+
+def test_the_drawn_digits_are_legible_and_their_errors_counted(model_path, capsys):
+    drawn = drawn_digits.twenty()
+    assert [digit for digit, _how, _image in drawn] == sorted(2 * list(range(10)))
+    assert len({how for _digit, how, _image in drawn}) > 15
     with pytensor.config.change_flags(mode="FAST_COMPILE"):
-        drawn_digits.main([str(path), "--dataset", "mnist_5k.npz"])
+        drawn_digits.main([str(model_path), "--dataset", "mnist_5k.npz"])
     *wrong, drawn, test = capsys.readouterr().out.splitlines()
-    # The nearest mean image: crude, and yet far better than chance.
     assert len(wrong) < 10 and all(" is taken for " in line for line in wrong)
     assert drawn == f"drawn digits: {5 * len(wrong):.2f} % ({len(wrong)} of 20)"
     assert re.fullmatch(r"test set:     [12]\d\.\d\d % \(\d+ of 1000\)", test)
+
+
+def test_photographed_digits_are_counted_and_kept(model_path, tmp_path, capsys):
+    settings = ["plain", "shadow of 0.8"]
+    arguments = [str(model_path), "--dataset", "mnist_5k.npz", "--n-digits", "10", "--keep", str(tmp_path)]
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        photographed_digits.main([*arguments, "--settings", *settings])
+    _header, *rows = capsys.readouterr().out.splitlines()
+    for row, setting in zip(rows, settings, strict=True):
+        right, wrong, refused, _sure = map(int, row.removeprefix(setting).split())
+        assert right + wrong + refused == 10 and right >= 6 and refused == 0
+        assert len(list((tmp_path / setting.replace(" ", "-")).glob("*.png"))) == 10
 
 
 @pytest.mark.parametrize("seconds, shown", [(0.000523, "0.523"), (0.0456, "45.6"), (2.34567, "2346")])
