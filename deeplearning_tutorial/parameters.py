@@ -198,7 +198,9 @@ def check_writable(path, name, *, appended=False):
         raise FileNotFoundError(f"{told}: there is no folder {folder!r}; create it first") from error
     except (OSError, ValueError) as error:
         kind = type(error) if isinstance(error, OSError) else ValueError
-        reason = getattr(error, "strerror", None) or error
+        # Python's own words for it differ from version to version.
+        null = "its name holds a null character" if "\0" in str(path) else None
+        reason = null or getattr(error, "strerror", None) or error
         raise kind(f"{told} cannot be written: {reason}; choose another place") from error
     return path
 

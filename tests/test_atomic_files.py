@@ -159,7 +159,7 @@ def test_a_mount_point_that_cannot_be_written_is_refused_at_the_start(monkeypatc
     "path, kind, told",
     [
         ("x" * 256, OSError, "cannot be written: File name too long; choose another place"),
-        ("a\0b", ValueError, "cannot be written: embedded null byte; choose another place"),
+        ("a\0b", ValueError, "cannot be written: its name holds a null character; choose"),
         ("folder", PermissionError, "log='folder' cannot be written: it is no file; choose another place"),
         ("/dev/full", PermissionError, "log='/dev/full' cannot be written: it is no file"),
         ("pipe", PermissionError, "log='pipe' cannot be written: it is no file"),
