@@ -2,7 +2,7 @@
 
 A kernel does one block of the work. It is compiled once for each data type, into a library of its own, and
 called through a pointer: Numba would otherwise compile it anew within each function that calls it, directly
-or not. A call returns a status, and frees what the kernel allocated (`memory`): no exception passes a thread.
+or not. A call returns a status, and frees what the kernel allocated: no exception passes a thread.
 """
 
 import ctypes

@@ -2,8 +2,8 @@
 
 Numba counts the owners of its arrays, and where an exception passes through a function it never frees those
 that the function holds. What a kernel allocates for itself has no owner here but the call of the kernel:
-`empty` lists it, and `kernel` frees the list after the call, however that ended. Nothing is counted when such
-an array is sliced or passed on; counting is atomic, and cost a third of the time in an inner loop.
+`empty` lists it, and whoever calls the kernel frees the list, however the call ended. Nothing is counted when
+such an array is sliced or passed on; counting is atomic, and cost a third of the time in an inner loop.
 """
 
 from llvmlite import ir
