@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
@@ -20,6 +21,9 @@ def is_sigmoid(output, x):
     bool
         False where ``output`` depends on anything else, too.
     """
+    # The tutorial's own, and none at all, without an evaluation for each layer of each start.
+    if output is x or (output.owner is not None and output.owner.op == pt.tanh):
+        return False
     used = ancestors([output], blockers=[x])
     if any(leaf.owner is None and leaf is not x and not isinstance(leaf, Constant) for leaf in used):
         return False
