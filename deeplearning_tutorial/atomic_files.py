@@ -10,6 +10,7 @@ import secrets
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 # Without a byte for so long nobody can be writing a file any more, whatever its process and clock.
 STALE_SECONDS = 3600.0
@@ -97,10 +98,10 @@ def try_writing(path):
             if target.is_file():
                 _refuse_mount_point(target, part)
             else:
-                # The name itself may be one that the file system does not take.
-                with suppress(FileExistsError):
-                    open(target, "xb").close()
-                    target.unlink()
+                # The file system may refuse the name itself. It is tried in a folder of its own: another
+                # process that opens the file in its place would lose it when it is removed again.
+                with TemporaryDirectory(prefix=_beginning(target), dir=target.parent) as folder:
+                    open(Path(folder, target.name), "xb").close()
     except OSError as error:
         if not _stays_in_place(path, error):
             raise

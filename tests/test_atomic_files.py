@@ -54,6 +54,20 @@ def assert_writes(path, target=None):
     assert contents() == before | {target or path: b"new"}
 
 
+def test_trying_never_makes_the_file_itself(monkeypatch):
+    # Another process might open it, and would lose it.
+    opened = []
+
+    def record(path, *args, **kwargs):
+        opened.append(Path(path).resolve())
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(atomic_files, "open", record, raising=False)
+    try_writing(Path("c.npz"))
+    assert opened and Path("c.npz").resolve() not in opened
+    assert list(Path().iterdir()) == []
+
+
 def test_a_file_is_written_or_replaced():
     assert_writes(Path("c.npz"))
     assert_writes(Path("c.npz"))

@@ -153,10 +153,13 @@ def test_showing_makes_no_file(tmp_path, monkeypatch, url):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_that_begin_a_study_at_the_same_moment_all_have_it(tmp_path):
+@pytest.mark.parametrize("n", range(5))
+def test_workers_that_begin_a_study_at_the_same_moment_all_have_it(tmp_path, n):
     begun = []
+    ready = threading.Barrier(4)
 
     def begin():
+        ready.wait()
         with open_storage(f"sqlite:///{tmp_path}/study.db") as storage:
             begun.append(open_study(storage, "lenet", SETTINGS).study_name)
 
