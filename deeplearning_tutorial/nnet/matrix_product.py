@@ -52,23 +52,24 @@ class WeightUpdate(Op):
     """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``, and ``(weights**2).sum()``.
 
     A step of gradient descent, where the gradient is a product, without writing the gradient down, and the
-    penalty on the weights before it, for which they need not be read again. The two rates are matrices of one
-    element, as elementwise Ops have them.
+    penalty on the weights before it, for which they need not be read again; not without ``squares``. The two
+    rates are matrices of one element, as elementwise Ops have them.
     """
 
-    __props__ = ("inplace",)
+    __props__ = ("inplace", "squares")
 
-    def __init__(self, inplace=False):
+    def __init__(self, inplace=False, squares=True):
         self.inplace = inplace
+        self.squares = squares
         if inplace:
             self.destroy_map = {0: [0]}
 
     def make_node(self, weights, a, b, learning_rate, weight_decay):
-        squares = tensor(dtype=weights.dtype, shape=())
-        return Apply(self, [weights, a, b, learning_rate, weight_decay], [weights.type(), squares])
+        squares = [tensor(dtype=weights.dtype, shape=())] if self.squares else []
+        return Apply(self, [weights, a, b, learning_rate, weight_decay], [weights.type(), *squares])
 
     def infer_shape(self, *args):
-        return [args[-1][0], ()]
+        return [args[-1][0], *([()] if self.squares else [])]
 
     def perform(self, node, inputs, outputs):
         weights, a, b, learning_rate, weight_decay = inputs
@@ -76,5 +77,6 @@ class WeightUpdate(Op):
         check_shape("learning_rate", learning_rate.shape, (1, 1))
         check_shape("weight_decay", weight_decay.shape, (1, 1))
         step = learning_rate * (np.dot(a, b) + weight_decay * weights)
-        outputs[1][0] = np.asarray(np.square(weights, dtype="float64").sum(), weights.dtype)
+        if self.squares:
+            outputs[1][0] = np.asarray(np.square(weights, dtype="float64").sum(), weights.dtype)
         outputs[0][0] = np.subtract(weights, step, out=weights if self.inplace else None)

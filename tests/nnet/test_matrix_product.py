@@ -202,15 +202,25 @@ def test_each_weight_is_updated_once_whatever_the_tiles(rows, cols):
     assert g(a_value, b_value) == (expected**2).sum()
 
 
+def test_squares_that_nothing_needs_are_not_given():
+    weights = pytensor.shared(np.ones((20, 40)), shape=(20, 40))
+    a, b = pt.dmatrices("ab")
+    f = pytensor.function([a, b], [], updates=[(weights, weights - 0.5 * pt.dot(a, b))], mode="NUMBA")
+    assert [node.op for node in f.maker.fgraph.apply_nodes] == [WeightUpdate(inplace=True, squares=False)]
+    f(np.ones((20, 3)), np.ones((3, 40)))
+    np.testing.assert_array_equal(weights.get_value(), 1 - 0.5 * 3)
+
+
 def test_perform_of_an_update_is_the_formula_in_place_or_not():
     arrays = [RNG.normal(size=shape) for shape in ((4, 3), (4, 2), (2, 3), (1, 1), (1, 1))]
     weights, a, b, rate, decay = (array.copy() for array in arrays)
     expected = weights - rate * (a @ b + decay * weights)
-    for inplace in (False, True):
-        outputs = [[None], [None]]
-        WeightUpdate(inplace).perform(None, [weights, a, b, rate, decay], outputs)
+    for inplace, squares in ((False, True), (False, False), (True, True)):
+        outputs = [[None], [None]][: 1 + squares]
+        WeightUpdate(inplace, squares).perform(None, [weights, a, b, rate, decay], outputs)
         np.testing.assert_allclose(outputs[0][0], expected, rtol=1e-15)
-        np.testing.assert_allclose(outputs[1][0], (arrays[0] ** 2).sum(), rtol=1e-15)
+        if squares:
+            np.testing.assert_allclose(outputs[1][0], (arrays[0] ** 2).sum(), rtol=1e-15)
         assert (outputs[0][0] is weights) == inplace
 
 

@@ -6,8 +6,9 @@
 in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
 descent. In place of PyTensor's own, ``vector_tanh`` puts a faster tanh, ``matrix_product`` a product of
 matrices that shares the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` what
-compiles faster. ``log_softmax``, which the other back ends have, too, keeps probabilities of zero from making
-NaN. They are switched off like any of PyTensor's rewrites::
+compiles faster. ``updates_last`` leaves all nodes as they are and has updates in place run last, so that a
+function that finds no memory has changed none. ``log_softmax``, which the other back ends have, too, keeps
+probabilities of zero from making NaN. They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -30,6 +31,7 @@ from deeplearning_tutorial.nnet.rewrites.matrix_product import (
 from deeplearning_tutorial.nnet.rewrites.rows import RowArgmaxRewriter, RowSoftmaxRewriter
 from deeplearning_tutorial.nnet.rewrites.sum_of_squares import SumOfSquaresRewriter
 from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
+from deeplearning_tutorial.nnet.rewrites.updates_last import UpdatesLastRewriter
 
 # Before all simplifications, which begin at 0.6: the graph then still is what ``grad`` wrote. They would
 # also move the tanh past a reshape that follows it, and leave one tanh for the output and another for the
@@ -50,3 +52,5 @@ optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)
 optdb.register("column_sums", ColumnSumsRewriter, "numba", position=22)
 # Where PyTensor lets its products of matrices overwrite an input.
 optdb.register("weight_update_inplace", WeightUpdateInplaceRewriter, "numba", "inplace", position=70)
+# Once all that is done in place is.
+optdb.register("updates_last", UpdatesLastRewriter(), "numba", position=110)

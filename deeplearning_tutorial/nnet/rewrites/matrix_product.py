@@ -90,8 +90,10 @@ def _scaled(variable):
 
 @node_rewriter([WeightUpdate()], inplace=True)
 def weight_update_inplace(fgraph, node):
-    """Let the update overwrite the weights."""
-    return WeightUpdate(inplace=True).make_node(*node.inputs).outputs
+    """Let the update overwrite the weights, and compute the sum of squares only if something needs it."""
+    squares = bool(fgraph.clients[node.outputs[1]])
+    outputs = WeightUpdate(inplace=True, squares=squares).make_node(*node.inputs).outputs
+    return dict(zip(node.outputs, outputs, strict=False))
 
 
 MatrixProductRewriter = in2out(matrix_product, batched_matrix_product, name="matrix_product")

@@ -18,7 +18,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
@@ -171,26 +171,26 @@ def transposed_columns(memory, b):
 
 
 @kernel_njit
-def update_without_memory(block, row_blocks, col_blocks, a, b, out, weights, rate, decay, squares):
-    """Update a block of weights as `product_block` does, slowly, but without any memory of its own."""
-    half = REGISTER_BYTES // a.itemsize // 2
-    begin, end, first, halves = part_of(block, row_blocks, col_blocks, len(a), in_halves(b.shape[1], half))
-    squares[block] = 0
-    for row in range(begin, end):
-        for col in range(first * half, min((first + halves) * half, b.shape[1])):
+def update_without_memory(a, b, out, weights, rate, decay):
+    """Update weights as `product_block` does, slowly, but without any memory; return their sum of squares."""
+    squares = 0.0
+    for row in range(len(a)):
+        for col in range(b.shape[1]):
             slope = a.dtype.type(0)
             for t in range(len(b)):
                 slope += a[row, t] * b[t, col]
             weight = weights[row, col]
-            squares[block] += weight * weight
+            squares += weight * weight
             out[row, col] = weight - rate * (slope + decay * weight)
+    return squares
 
 
 @kernel_njit
 def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
     """Multiply tile by tile; return the sum of squares of the weights before an update."""
     rows, cols = out.shape
-    halves = in_halves(cols, REGISTER_BYTES // a.itemsize // 2)
+    half = REGISTER_BYTES // a.itemsize // 2
+    halves = in_halves(cols, half)
     col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
     row_blocks = max(1, rows // BLOCK_ROWS)
     b = in_row_order(memory, b)
@@ -203,9 +203,12 @@ def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
         # Weights of which some are new and some are old would be of no use to anyone.
         for block in range(len(squares)):
             if squares[block] == -1:
-                update_without_memory(
-                    block, row_blocks, col_blocks, a, b, out, weights, rate, decay, squares
-                )
+                begin, end, first, number = part_of(block, row_blocks, col_blocks, rows, halves)
+                left, right = first * half, min((first + number) * half, cols)
+                squares[block] = update_without_memory(
+                    a[begin:end], b[:, left:right], out[begin:end, left:right],
+                    weights[begin:end, left:right], rate, decay,
+                )  # fmt: skip
     else:
         check(failed)
     total = 0.0
@@ -223,13 +226,16 @@ def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
 def multiply(memory, block, blocks, a, b, out, update, weights, rate, decay, squares):
     """Multiply; few columns would leave a tile's vectors half empty, so others are found.
 
-    An update sets the one element of ``squares`` to the sum of squares of the weights before. To be called
-    as a single block: it is compiled once, and not for every order in memory that a graph has.
+    An update sets the one element of ``squares``, if there is one, to the sum of squares of the weights
+    before, and fails before it writes any weight or not at all. To be called as a single block: it is
+    compiled once, and not for every order in memory that a graph has.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
     if update:
-        squares[0] = multiply_tiles(memory, a, b, out, update, weights, rate, decay)
+        total = multiply_tiles(memory, a, b, out, update, weights, rate, decay)
+        if len(squares):
+            squares[0] = total
     elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
         check(inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(memory, b), out))
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
@@ -289,17 +295,32 @@ def make_weight_update(op, node, **kwargs):
     inplace = op.inplace
 
     @kernel_njit
-    def weight_update(weights, a, b, learning_rate, weight_decay):
+    def update(weights, a, b, learning_rate, weight_decay, squares):
         if weights.shape != (len(a), b.shape[1]) or a.shape[1] != b.shape[0]:
             raise ValueError("the product does not have the weights' shape", weights.shape, a.shape, b.shape)
         if learning_rate.size != 1 or weight_decay.size != 1:
             shapes = learning_rate.shape, weight_decay.shape
             raise ValueError("learning_rate and weight_decay must have one element", shapes)
         old = in_order(weights)
-        new, squares = old if inplace else result(old.shape, old), result((), old)
-        check(
-            multiply(1, a, b, new, True, old, learning_rate[0, 0], weight_decay[0, 0], squares.reshape(1))
-        )
-        return new, squares
+        new = old if inplace else result(old.shape, old)
+        if squares is None:
+            squares = new.reshape(new.size)[:0]
+        rate, decay = learning_rate[0, 0], weight_decay[0, 0]
+        check(missing(old) or missing(new) or missing(squares))
+        if multiply(1, a, b, new, True, old, rate, decay, squares):
+            # It takes long, but other weights may have been updated, and only part of a step is of no use.
+            total = update_without_memory(a, b, new, old, rate, decay)
+            if len(squares):
+                squares[0] = total
+        return new
 
-    return weight_update
+    @kernel_njit
+    def weight_update(weights, a, b, learning_rate, weight_decay):
+        squares = result((), weights)
+        return update(weights, a, b, learning_rate, weight_decay, squares.reshape(1)), squares
+
+    @kernel_njit
+    def weight_update_alone(weights, a, b, learning_rate, weight_decay):
+        return update(weights, a, b, learning_rate, weight_decay, None)
+
+    return weight_update if op.squares else weight_update_alone

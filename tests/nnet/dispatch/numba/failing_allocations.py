@@ -2,6 +2,7 @@
 
     python failing_allocations.py                              # all
     python failing_allocations.py convolution float32          # one kind of kernels, for one data type
+    python failing_allocations.py steps float32                # steps of training, with several updates each
 
 Numba allocates through functions that its code finds by name. Here these names stand for functions that count
 down to the allocation that fails. What is compiled or loaded later uses them.
@@ -19,10 +20,11 @@ from numba.core.runtime import _nrt_python, rtsys
 from pytensor.compile.mode import Mode
 from pytensor.link.numba.linker import NumbaLinker
 
-from deeplearning_tutorial.nnet import conv, conv_pool, matrix_product, pool
+from deeplearning_tutorial.nnet import conv, conv2d, conv_pool, matrix_product, pool, softmax
 from deeplearning_tutorial.nnet.column_sums import ColumnSums
 from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.pool import pool_2d
 from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
 from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
 from deeplearning_tutorial.nnet.tanh import VectorTanh
@@ -165,6 +167,9 @@ def matrix_cases(of):
         yield f"update, in place: {inplace}", (
             matrix_product.WeightUpdate(inplace), weights, below, gradient, rate, decay
         )  # fmt: skip
+    yield "update without squares", (
+        matrix_product.WeightUpdate(True, squares=False), weights, below, gradient, rate, decay
+    )  # fmt: skip
     yield "update in other orders", (
         matrix_product.WeightUpdate(True), weights, np.asfortranarray(below), np.asfortranarray(gradient),
         rate, decay,
@@ -249,12 +254,72 @@ def fail_each(countdown, name, op, *arrays):
     return allocations
 
 
+def training_steps(dtype):
+    """Functions that update several weights, with these and the functions' arguments."""
+    of = plain(dtype)
+    y = pt.ivector("y")
+    labels = np.array([1, 0, 2, 9] * 5, "int32")
+
+    def step(x, layers):
+        params = [pytensor.shared(0.1 * of(*shape), shape=shape) for shape in layers]
+        *filters, W, c, V, d = params
+        a = x
+        if filters:
+            a = pool_2d(conv2d(x, filters[0]), (2, 2), ignore_border=True)
+            a = pt.tanh(a + filters[1][None, :, None, None]).flatten(2)
+        p = softmax(pt.tanh(a @ W + c) @ V + d)
+        cost = -pt.mean(pt.log(p)[pt.arange(y.shape[0]), y])
+        rate = np.array(0.1, dtype)
+        updates = [(param, param - rate * pt.grad(cost, param)) for param in params]
+        return pytensor.function([x, y], cost, updates=updates), params
+
+    images = pt.tensor4("x", dtype=dtype)
+    lenet = step(images, [(5, 1, 5, 5), (5,), (720, 64), (64,), (64, 10), (10,)])
+    yield f"LeNet's step ({dtype})", *lenet, (of(20, 1, 28, 28), labels)
+    vectors = pt.tensor("x", dtype=dtype, shape=(None, 200))
+    mlp = step(vectors, [(200, 64), (64,), (64, 10), (10,)])
+    ops = {type(node.op) for node in mlp[0].maker.fgraph.apply_nodes}
+    assert matrix_product.WeightUpdate in ops
+    yield f"MLP's step ({dtype})", *mlp, (of(20, 200), labels)
+
+
+def fail_each_of_step(countdown, name, function, params, arguments):
+    """Fail each allocation of a step in turn: it has updated all weights, or none; return their number."""
+    before = [param.get_value() for param in params]
+    countdown.value = MANY
+    cost = function(*arguments)
+    allocations = MANY - countdown.value
+    after = [param.get_value() for param in params]
+    for failing in range(allocations):
+        for param, value in zip(params, before, strict=True):
+            param.set_value(value)
+        countdown.value = failing
+        try:
+            found, expected = function(*arguments), after
+        except MemoryError:
+            found, expected = cost, before
+        finally:
+            countdown.value = MANY
+        np.testing.assert_allclose(found, cost, rtol=2e-5)
+        for param, value in zip(params, expected, strict=True):
+            np.testing.assert_allclose(
+                param.get_value(), value, rtol=0, atol=0 if expected is before else 1e-6,
+                err_msg=f"{name}: allocation {failing}",
+            )  # fmt: skip
+    return allocations
+
+
 if __name__ == "__main__":
     countdown = install()
     kind, dtype = sys.argv[1:] or (None, None)
+    dtypes = [dtype] if kind else ["float32", "float64"]
     counts = []
-    for name, (op, *arrays) in cases([kind], [dtype]) if kind else cases():
+    for name, (op, *arrays) in cases([kind] if kind in KINDS else [] if kind else KINDS, dtypes):
         counts.append(fail_each(countdown, name, op, *arrays))
         assert counts[-1] > 0, name
+        print(f"{counts[-1]:4} {name}", flush=True)
+    steps = [step for dtype in dtypes for step in training_steps(dtype)] if kind in (None, "steps") else []
+    for name, *step in steps:
+        counts.append(fail_each_of_step(countdown, name, *step))
         print(f"{counts[-1]:4} {name}", flush=True)
     print(f"{sum(counts)} allocations of {len(counts)} kernels")

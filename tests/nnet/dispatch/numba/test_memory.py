@@ -12,7 +12,7 @@ import deeplearning_tutorial
 SCRIPT = Path(__file__).with_name("failing_allocations.py")
 
 
-CASES = [("convolution", 18), ("pooling", 15), ("fused", 9), ("matrix", 17)]
+CASES = [("convolution", 18), ("pooling", 15), ("fused", 9), ("matrix", 18), ("steps", 2)]
 
 
 @pytest.mark.parametrize("kind, kernels", CASES)
