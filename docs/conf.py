@@ -77,21 +77,43 @@ CHANGELOG
 """
 
 
-def modules_without_a_page():
-    """List the package's modules that no page of the reference names."""
+# The pages that document the modules which no page names, by the beginning of a module's name, longest first.
+PAGES = {
+    f"{project}.nnet.dispatch.": "docs/api/kernels",
+    f"{project}.nnet.": "docs/api/ops",
+    f"{project}.": "docs/api/shared",
+}
+# Their imports come with an extra, which the documentation is built without.
+OF_EXTRAS = {f"{project}.nnet.dispatch.{name}" for name in ("jax", "pytorch")}
+
+
+def modules_without_a_page(page):
+    """List the package's modules that no page of the reference names and that belong on this one."""
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.rst"))
-    named = set(re.findall(r"automodule:: (\S+)", pages))
-    found = pkgutil.iter_modules([str(ROOT / project)], f"{project}.")
-    return [module.name for module in found if module.name not in named and not module.ispkg]
+    named = OF_EXTRAS.union(re.findall(r"automodule:: (\S+)", pages))
+    found = pkgutil.walk_packages([str(ROOT / project)], f"{project}.")
+    names = [module.name for module in found if not module.ispkg and module.name not in named]
+    return [
+        name
+        for name in names
+        if page == next(PAGES[start] for start in PAGES if name.startswith(start))
+        and not name.endswith(".__main__")
+        and not is_a_function_of_its_package(name)
+    ]
+
+
+def is_a_function_of_its_package(name):
+    """Tell whether a package's function has a module's name, and so its place in the reference."""
+    package, _, attribute = name.rpartition(".")
+    return callable(getattr(import_module(package), attribute, None))
 
 
 def complete(app, docname, source):
     """Give the README the table of contents, which only Sphinx needs, and each module a page."""
     if docname == root_doc:
         source[0] += CONTENTS
-    elif docname == "docs/api/shared":
-        for name in modules_without_a_page():
-            source[0] += f"\n{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n"
+    for name in modules_without_a_page(docname):
+        source[0] += f"\n{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n"
 
 
 def find_name(app, env, node, contnode):

@@ -15,7 +15,7 @@ from machine import HAS
 import deeplearning_tutorial
 from deeplearning_tutorial import formats
 from deeplearning_tutorial.datasets import sample_path
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
 from deeplearning_tutorial.parameters import copy_parameters
 
 PACKAGE = Path(deeplearning_tutorial.__file__).parent

@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 
 from deeplearning_tutorial import nnet
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood
 
 RNG = np.random.default_rng(23)
 

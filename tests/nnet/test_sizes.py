@@ -10,10 +10,14 @@ import pytest
 from pytensor.gradient import grad
 
 from deeplearning_tutorial.nnet import bilinear_upsampling, conv2d, conv2d_transpose, pool_2d
-from deeplearning_tutorial.nnet.conv_pool import ConvMaxPool, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import layout_of, tap_offsets
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
-from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.fused.conv_pool import (
+    ConvMaxPool,
+    ConvMaxPoolGradFilters,
+    ConvMaxPoolGradInput,
+)
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 from deeplearning_tutorial.nnet.pool import AveragePoolGrad, MaxPoolGrad, MaxPoolGradGrad
 from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS, MAX_SIZE, has_too_many
 

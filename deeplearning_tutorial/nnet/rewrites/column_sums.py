@@ -3,7 +3,7 @@
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.math import Sum
 
-from deeplearning_tutorial.nnet.column_sums import ColumnSums
+from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
 
 
 @node_rewriter([Sum])

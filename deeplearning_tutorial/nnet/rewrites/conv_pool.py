@@ -10,7 +10,7 @@ from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Sum
 
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
-from deeplearning_tutorial.nnet.conv_pool import (
+from deeplearning_tutorial.nnet.fused.conv_pool import (
     MAX_POSITIONS,
     ConvMaxPool,
     ConvMaxPoolGradFilters,

@@ -6,9 +6,9 @@ from pytensor.scalar.basic import Add
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Sum
 
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.fused.matrix_product import MatrixProduct
 from deeplearning_tutorial.nnet.rewrites.matrix_product import MIN_COLUMNS
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
 

@@ -15,7 +15,7 @@ from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import AdvancedSubtensor
 from pytensor.tensor.type import integer_dtypes
 
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise, matches
 
 

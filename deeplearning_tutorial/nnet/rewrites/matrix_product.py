@@ -9,9 +9,9 @@ from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
 
-from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
 
 # A product with fewer columns has ways of its own.
 MIN_COLUMNS = 32

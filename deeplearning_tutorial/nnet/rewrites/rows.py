@@ -4,7 +4,7 @@ from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.tensor.math import Argmax
 from pytensor.tensor.special import Softmax
 
-from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
+from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
 
 
 def _is_of_rows(node):

@@ -5,7 +5,7 @@ from pytensor.scalar.basic import Sqr
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
 
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 
 
 @node_rewriter([Sum])

@@ -4,7 +4,7 @@ from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.scalar.basic import Tanh
 from pytensor.tensor.elemwise import Elemwise
 
-from deeplearning_tutorial.nnet.tanh import VectorTanh
+from deeplearning_tutorial.nnet.fused.tanh import VectorTanh
 
 
 @node_rewriter([Elemwise])

@@ -33,10 +33,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import SUM_ROWS, correlate_rows, vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES, convolve_tile
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import SUM_ROWS, correlate_rows, vector_copy
 
 # Weights of so many taps and a tile's filters stay in the first-level cache, for the tiles of so many rows.
 CHUNK_TAPS, TILE_ROWS = 128, 2

@@ -10,7 +10,6 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2dGradFilters, Conv2dGradInput
-from deeplearning_tutorial.nnet.dispatch.numba import simd
 from deeplearning_tutorial.nnet.dispatch.numba.conv import arguments_of_whole, correlate
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
@@ -39,8 +38,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
     GATHER_HALVES,
     SHIFTS,
     TILE_COLUMNS,
@@ -48,6 +47,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.simd import (
     convolve_tile,
     gather_add,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
 # Positions whose gradients a tile adds at once.
@@ -56,7 +56,7 @@ CHUNK_POSITIONS = 128
 # Elements of filters that the lists of `add_filters` tell apart: they are read once for each run.
 MAX_LISTED = 2**31
 
-gather_rows = kernel_njit(simd.gather_rows)
+gather_rows = kernel_njit(tiles.gather_rows)
 
 
 @kernel_njit

@@ -12,13 +12,13 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import dilated_length
-from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, reported
+from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_copy
 from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS
 from deeplearning_tutorial.nnet.sizes import has_too_many as has_too_many_elements
 
@@ -31,7 +31,7 @@ FEW_FILTERS = 2
 # Padding that is known once the filter's length is.
 HALF, FULL = -1, -2
 
-in_halves = kernel_njit(simd.in_halves)
+in_halves = kernel_njit(tiles.in_halves)
 span_of = kernel_njit(dilated_length)
 has_too_many = kernel_njit(has_too_many_elements)
 

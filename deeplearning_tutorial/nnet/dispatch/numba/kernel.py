@@ -42,18 +42,23 @@ kernel_njit = partial(numba_njit, fastmath={"contract"})
 kernel_inline = partial(kernel_njit, inline="always")
 
 
-def _digest_of_sources():
+def sources_of_kernels(nnet):
+    """List the files of the folder ``nnet`` that can change a kernel: those of the Ops and of the kernels."""
+    return sorted([*nnet.glob("*.py"), *nnet.glob("fused/**/*.py"), *nnet.glob("dispatch/numba/**/*.py")])
+
+
+def digest_of_sources(nnet):
     """Return a number that changes with the kernels, and with the Ops' functions that they compile."""
-    nnet = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for path in sorted([*nnet.glob("*.py"), *nnet.glob("dispatch/numba/*.py")]):
+    for path in sources_of_kernels(nnet):
+        digest.update(f"{path.relative_to(nnet).as_posix()} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:6], "big")
 
 
 # PyTensor's and Numba's caches see neither an edited kernel nor that one calls another, by a name that the
 # other has no longer: what they kept of other sources must never be loaded.
-VERSION = _digest_of_sources()
+VERSION = digest_of_sources(Path(__file__).parents[2])
 
 _INDEX = ir.IntType(64)
 _KERNEL_ARGUMENTS = [types.int64] * 4

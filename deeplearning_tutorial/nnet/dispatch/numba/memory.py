@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 
 NO_MEMORY = "there is not enough memory for what a kernel computes; use a smaller minibatch"
 

@@ -20,9 +20,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
     reported,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_copy, vector_divide
-from deeplearning_tutorial.nnet.dispatch.numba.windows import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_add, vector_copy, vector_divide
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.windows import (
     add_where_equal,
     pool_average,
     pool_maximum,
@@ -30,6 +29,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.windows import (
     repeat_each,
     spread_apart,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
     MaxPoolGrad,

@@ -1,7 +1,7 @@
 """Transposition, which layouts with the channels last, and narrow matrices, need."""
 
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import BLOCK_SIDE, copy_elements, transpose_block
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import BLOCK_SIDE, copy_elements, transpose_block
 
 
 @kernel_njit

@@ -20,14 +20,15 @@ from numba.core.runtime import _nrt_python, rtsys
 from pytensor.compile.mode import Mode
 from pytensor.link.numba.linker import NumbaLinker
 
-from deeplearning_tutorial.nnet import conv, conv2d, conv_pool, matrix_product, pool, softmax
-from deeplearning_tutorial.nnet.column_sums import ColumnSums
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet import conv, conv2d, pool, softmax
+from deeplearning_tutorial.nnet.fused import conv_pool, matrix_product
+from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
+from deeplearning_tutorial.nnet.fused.tanh import VectorTanh
 from deeplearning_tutorial.nnet.pool import pool_2d
-from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
-from deeplearning_tutorial.nnet.tanh import VectorTanh
 
 # The arguments of each are integers: bytes, and the alignment.
 ALLOCATORS = {"Allocate": "i64", "MemInfo_alloc": "i64", "MemInfo_alloc_safe": "i64"} | dict.fromkeys(

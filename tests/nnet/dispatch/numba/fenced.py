@@ -21,7 +21,7 @@ from pytensor.gradient import grad, pushforward
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 from deeplearning_tutorial.nnet.conv import conv_output_length
 from deeplearning_tutorial.nnet.dispatch.numba import kernel, memory
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.pool import pool_output_length
 
 RNG = np.random.default_rng(14)

@@ -5,7 +5,7 @@ import pytest
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
-from deeplearning_tutorial.nnet.column_sums import ColumnSums
+from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
 
 RNG = np.random.default_rng(6)
 PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run", "column_sums"]))

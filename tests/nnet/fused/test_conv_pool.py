@@ -12,7 +12,11 @@ from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 from deeplearning_tutorial.nnet.conv import Conv2d, Conv2dGradFilters, Conv2dGradInput
-from deeplearning_tutorial.nnet.conv_pool import ConvMaxPool, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
+from deeplearning_tutorial.nnet.fused.conv_pool import (
+    ConvMaxPool,
+    ConvMaxPoolGradFilters,
+    ConvMaxPoolGradInput,
+)
 from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
 
 FUSED = {ConvMaxPool, ConvMaxPoolGradFilters, ConvMaxPoolGradInput}

@@ -7,8 +7,6 @@ result is then summed in registers over the whole inner length, so blocks and th
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.dispatch.numba import simd
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
@@ -18,17 +16,19 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
     inner_tile,
     list_vectors,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS, TILE_HALVES, convolve_tile
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import copy_elements, descend
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import copy_elements, descend
-from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
 # Rows in a block: enough to outweigh packing, few enough to share out.
 BLOCK_ROWS = 128
@@ -37,7 +37,7 @@ NARROW = 12
 # Elements in a block that is copied.
 COPY_ELEMENTS = 1 << 14
 
-in_halves = kernel_njit(simd.in_halves)
+in_halves = kernel_njit(tiles.in_halves)
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1]))

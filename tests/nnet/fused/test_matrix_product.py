@@ -6,8 +6,8 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
 
-from deeplearning_tutorial.nnet.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
+from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 
 RNG = np.random.default_rng(8)
 

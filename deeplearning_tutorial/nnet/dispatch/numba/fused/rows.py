@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from deeplearning_tutorial.nnet.dispatch.numba.fused.log_likelihood import softmax_and_divisors, softmax_block
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import check, kernel_njit, register_kernel
-from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import softmax_and_divisors, softmax_block
 from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
-from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
+from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
 
 
 @kernel_njit

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, Emitter
 
 MASK_LANES = 8
 """Filters that `max_window` takes at once: a byte of the mask."""

@@ -6,7 +6,7 @@ from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.tensor.special import Softmax
 
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
 RNG = np.random.default_rng(3)
 NAME = "log_likelihood_fusion"

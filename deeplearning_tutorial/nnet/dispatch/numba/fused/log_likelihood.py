@@ -10,9 +10,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_exp_of_negative
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_exp_of_negative
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood, LogLikelihoodGrad
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 4096

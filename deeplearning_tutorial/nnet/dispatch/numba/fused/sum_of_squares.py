@@ -14,7 +14,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 1 << 14

@@ -8,9 +8,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_tanh
 from deeplearning_tutorial.nnet.dispatch.numba.memory import result
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_tanh
-from deeplearning_tutorial.nnet.tanh import VectorTanh
+from deeplearning_tutorial.nnet.fused.tanh import VectorTanh
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 4096

@@ -6,7 +6,7 @@ import scipy.special
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
-from deeplearning_tutorial.nnet.rows import RowArgmax, RowSoftmax
+from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
 
 RNG = np.random.default_rng(8)
 PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run", "row_softmax", "row_argmax"]))

@@ -11,8 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_HALVES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_HALVES
 
 BLOCK_SIDE = 4
 """Rows and columns that `transpose_block` takes."""

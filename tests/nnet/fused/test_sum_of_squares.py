@@ -5,7 +5,7 @@ import pytest
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
-from deeplearning_tutorial.nnet.sum_of_squares import SumOfSquares
+from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 
 RNG = np.random.default_rng(5)
 PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run", "sum_of_squares"]))

@@ -25,10 +25,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     in_halves,
     padded_positions,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, Emitter
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
 
 TILE = 2
 """Rows and columns of output in a tile."""

@@ -5,7 +5,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
-from deeplearning_tutorial.nnet.log_likelihood import log_likelihood, log_likelihood_grad
+from deeplearning_tutorial.nnet.fused.log_likelihood import log_likelihood, log_likelihood_grad
 from deeplearning_tutorial.nnet.sizes import check_shape
 
 

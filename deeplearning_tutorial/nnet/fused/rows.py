@@ -8,7 +8,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
-from deeplearning_tutorial.nnet.log_likelihood import exponentials_of_rows
+from deeplearning_tutorial.nnet.fused.log_likelihood import exponentials_of_rows
 
 
 class RowSoftmax(Op):

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import INDEX, MANY_REGISTERS, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, MANY_REGISTERS, Emitter
 
 INNER_ROWS = 2
 """Rows that `inner_tile` multiplies at once."""

@@ -4,7 +4,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
 
-from deeplearning_tutorial.nnet.tanh import VectorTanh
+from deeplearning_tutorial.nnet.fused.tanh import VectorTanh
 
 
 def ops_of(function):

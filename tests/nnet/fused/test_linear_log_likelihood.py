@@ -6,9 +6,9 @@ import pytest
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
-from deeplearning_tutorial.nnet.log_likelihood import LogLikelihood
-from deeplearning_tutorial.nnet.matrix_product import MatrixProduct
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood
+from deeplearning_tutorial.nnet.fused.matrix_product import MatrixProduct
 
 RNG = np.random.default_rng(17)
 NAME = "linear_log_likelihood"

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import (
     INDEX,
     MANY_REGISTERS,
     REGISTER_BYTES,

@@ -3,7 +3,6 @@
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.column_sums import ColumnSums
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -13,6 +12,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import result, zeros
+from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
 
 # Below twice as many elements another thread costs more than it helps.
 BLOCK_ELEMENTS = 1 << 14

@@ -10,8 +10,6 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2d
-from deeplearning_tutorial.nnet.conv_pool import WORD_BITS, ConvMaxPool, plain_conv2d
-from deeplearning_tutorial.nnet.conv_pool import mask_words as words_of
 from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate_tiles
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
@@ -25,6 +23,15 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_offsets,
     tap_weights,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.fused.winograd import (
+    TILE,
+    convolution_of_row,
+    empty_band,
+    filter_values,
+    layout_of_products,
+    multiply_band,
+    suits_winograd,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
@@ -34,25 +41,18 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import TILE_COLUMNS
-from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import (
     copy_elements,
     vector_copy,
     vector_or,
     vector_tanh,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.windows import MASK_LANES, max_window
-from deeplearning_tutorial.nnet.dispatch.numba.winograd import (
-    TILE,
-    convolution_of_row,
-    empty_band,
-    filter_values,
-    layout_of_products,
-    multiply_band,
-    suits_winograd,
-)
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.windows import MASK_LANES, max_window
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
+from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
+from deeplearning_tutorial.nnet.fused.conv_pool import WORD_BITS, ConvMaxPool, plain_conv2d
+from deeplearning_tutorial.nnet.fused.conv_pool import mask_words as words_of
 
 # As many as images have, as opposed to maps of features.
 FEW_CHANNELS = 4

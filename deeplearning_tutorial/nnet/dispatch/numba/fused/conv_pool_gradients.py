@@ -8,7 +8,6 @@ from functools import cache, partial
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.conv_pool import WORD_BITS, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
 from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
     add_filters_tap_by_tap,
@@ -27,7 +26,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     store_image,
     tap_offsets,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.conv_pool import (
+from deeplearning_tutorial.nnet.dispatch.numba.fused.conv_pool import (
     FEW_CHANNELS,
     empty_columns,
     find_live_windows,
@@ -43,8 +42,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import trailing_zeros
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.simd import trailing_zeros
+from deeplearning_tutorial.nnet.fused.conv_pool import WORD_BITS, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
 
 
 # In whatever order is fastest on the machine, but in the same one each time.

@@ -7,7 +7,13 @@ Vectors of zeros, the background of digits, are passed over.
 import numpy as np
 from numba import types
 
-from deeplearning_tutorial.nnet.dispatch.numba.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.fused.log_likelihood import check_labels, from_first
+from deeplearning_tutorial.nnet.dispatch.numba.fused.matrix_product import (
+    copy_block,
+    in_row_order,
+    steps,
+    transposed_columns,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
     block_of,
@@ -18,15 +24,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.log_likelihood import check_labels, from_first
-from deeplearning_tutorial.nnet.dispatch.numba.matrix_product import (
-    copy_block,
-    in_row_order,
-    steps,
-    transposed_columns,
-)
-from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
-from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
     OUTER_COLUMNS,
@@ -34,9 +33,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.narrow_products import (
     inner_tile,
     list_vectors,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_add, vector_exp_of_negative
+from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
-from deeplearning_tutorial.nnet.dispatch.numba.vectors import vector_add, vector_exp_of_negative
-from deeplearning_tutorial.nnet.linear_log_likelihood import LinearLogLikelihood
+from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
 
 # Examples in a block, each of which has a gradient of its own to add to the others.
 BLOCK_ROWS = 128
