@@ -2,7 +2,7 @@ import llvmlite.binding
 import pytest
 from numba.core import config
 
-from deeplearning_tutorial.nnet.dispatch.numba import emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm import emitter
 
 
 @pytest.mark.parametrize(
