@@ -10,7 +10,7 @@ import pytest
 from pytensor.gradient import grad
 
 from deeplearning_tutorial.nnet import bilinear_upsampling, conv2d, conv2d_transpose, pool_2d
-from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import layout_of, tap_offsets
+from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import conv_layout_of, tap_offsets
 from deeplearning_tutorial.nnet.fused.conv_pool import (
     ConvMaxPool,
     ConvMaxPoolGradFilters,
@@ -126,8 +126,7 @@ def test_taps_lie_where_they_are_in_an_image_of_more_than_two_to_the_31_elements
 
     @numba.njit
     def last_offset(memory, image, filters):
-        layout = layout_of(image, filters, pads, (1, 1), dilation, 1)
-        return tap_offsets(memory, layout, filters, dilation)[-1]
+        return tap_offsets(memory, conv_layout_of(image, filters, pads, (1, 1), dilation, 1, True))[-1]
 
     assert last_offset(allocated.ctypes.data, image, filters) == 65536 * 32769
 

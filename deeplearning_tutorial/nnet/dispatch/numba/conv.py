@@ -10,17 +10,17 @@ from numba import types
 from deeplearning_tutorial.nnet.conv import Conv2d
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
-    LAYOUT,
+    CONV_LAYOUT,
+    consecutive_offsets,
+    conv_layout_function,
     empty_image,
     filter_blocks,
     filters_of_block,
-    goes_along_maps,
     in_halves,
     is_pointwise,
-    layout_function,
     load_image,
-    numbers,
     padded_positions,
+    suits_map_vectors,
     tap_offsets,
     tap_weights,
 )
@@ -33,8 +33,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     parallel,
     register_kernel,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import SUM_ROWS, correlate_rows, vector_copy
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import SUM_ROWS, Taps, correlate_rows, vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
@@ -43,11 +44,12 @@ CHUNK_TAPS, TILE_ROWS = 128, 2
 
 
 @kernel_inline
-def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
+def correlate_tiles(layout, image, row, weights, group, offsets, lines, tile_mask):
     """Compute rows of the output, from ``row`` on, for all filters of a group.
 
-    ``lines`` receives them as (rows, positions, filters), of each row the tiles that are ``wanted``. What is
-    right of the output comes of pixels of another row, or past the image, and is not used.
+    ``lines`` receives them as (rows, positions, filters); of each row those tiles are computed that
+    ``tile_mask`` selects. Positions right of the output see pixels of another row, or past the image, and are
+    not used.
     """
     rows, positions, step = lines.shape
     width = in_halves(layout.filters, layout.half) * layout.half
@@ -56,20 +58,24 @@ def correlate_tiles(layout, image, row, weights, group, offsets, lines, wanted):
         lane, halves = filters_of_block(layout, width, filter_block)
         lanes = halves * layout.half
         for tap in range(0, max(1, n_taps), CHUNK_TAPS):
-            here = offsets[tap : min(tap + CHUNK_TAPS, n_taps)]
+            chunk = offsets[tap : min(tap + CHUNK_TAPS, n_taps)]
             first = group * n_taps * width + lane * n_taps + tap * lanes
             for r in range(rows):
                 pixel = (row + r) * layout.stride_rows * layout.cols * layout.channels
                 for col in range(0, positions, TILE_COLUMNS):
-                    if wanted[col // TILE_COLUMNS]:
+                    if tile_mask[col // TILE_COLUMNS]:
                         convolve_tile(
-                            lines, (r * positions + col) * step + lane, step, image, pixel + col * column,
-                            column, weights, first, lanes, here, halves, tap > 0,
-                        )  # fmt: skip
+                            Rows(lines, (r * positions + col) * step + lane, step),
+                            Rows(image, pixel + col * column, column),
+                            Rows(weights, first, lanes),
+                            chunk,
+                            halves,
+                            tap > 0,
+                        )
 
 
 @parallel(
-    lambda real: (LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], real[:, :, :, ::1]),
+    lambda real: (CONV_LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], real[:, :, :, ::1]),
 )
 def correlate_block(memory, block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images."""
@@ -77,8 +83,8 @@ def correlate_block(memory, block, blocks, layout, input, weights, offsets, out)
     width, positions = in_halves(n_filters, layout.half) * layout.half, padded_positions(layout.out_cols)
     image = empty_image(memory, layout, TILE_COLUMNS * layout.stride_cols * channels, input)
     lines = empty(memory, (TILE_ROWS, positions, width), input)
-    wanted = empty(memory, positions // TILE_COLUMNS, np.bool_)
-    wanted[:] = True
+    tile_mask = empty(memory, positions // TILE_COLUMNS, np.bool_)
+    tile_mask[:] = True
     map_size = layout.out_rows * layout.out_cols
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
@@ -87,25 +93,23 @@ def correlate_block(memory, block, blocks, layout, input, weights, offsets, out)
             first_map = (b * layout.groups + group) * n_filters
             for row in range(0, layout.out_rows, TILE_ROWS):
                 rows = min(TILE_ROWS, layout.out_rows - row)
-                correlate_tiles(layout, image, row, weights, group, offsets, lines[:rows], wanted)
+                correlate_tiles(layout, image, row, weights, group, offsets, lines[:rows], tile_mask)
                 for r in range(rows):
                     first = first_map * map_size + (row + r) * layout.out_cols
-                    transpose(
-                        out, first, map_size, lines, r * positions * width, width, layout.out_cols, n_filters
-                    )
+                    line = Rows(lines, r * positions * width, width)
+                    transpose(Rows(out, first, map_size), line, layout.out_cols, n_filters)
 
 
 @parallel(
-    lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], types.int64, types.int64,
-        real[:, :, :, ::1]
-    ),
-)  # fmt: skip
-def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets, filter_cols, triples, out):
+    lambda real: (CONV_LAYOUT, real[:, :, :, ::1], real[:, ::1], types.int64[::1], real[:, :, :, ::1]),
+)
+def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets, out):
     """Convolve a block of images where a group has one channel, few filters and no stride.
 
     A vector holds neighbouring positions, not filters.
     """
+    # Neighbouring rows of taps of a dilated filter do not serve neighbouring rows of the output.
+    triples = layout.filter_rows // 3 if layout.dilation_rows == 1 else 0
     image, factors = empty_image(memory, layout, 0, input), empty(memory, len(offsets), input)
     # Few filters are a single block of `tap_weights`.
     width = in_halves(layout.filters, layout.half) * layout.half
@@ -119,19 +123,21 @@ def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets,
                 first = ((b * layout.groups + group) * layout.filters + k) * layout.out_rows
                 for row in range(0, layout.out_rows, SUM_ROWS):
                     correlate_rows(
-                        out, (first + row) * layout.out_cols, layout.out_cols, image, row * layout.cols,
-                        layout.cols, offsets, factors, filter_cols, triples, layout.out_cols,
+                        Rows(out, (first + row) * layout.out_cols, layout.out_cols),
+                        Rows(image, row * layout.cols, layout.cols),
+                        Taps(offsets, factors, layout.filter_cols, triples),
+                        layout.out_cols,
                         min(SUM_ROWS, layout.out_rows - row),
-                    )  # fmt: skip
+                    )
 
 
-@parallel(lambda real: (LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]))
+@parallel(lambda real: (CONV_LAYOUT, real[:, :, :, ::1], real[:, :, ::1], real[:, :, :, ::1]))
 def pointwise_block(memory, block, blocks, layout, input, weights, out):
     """Convolve a block of images with filters of one pixel: a product of two matrices for each image."""
     channels, n_filters, positions = layout.channels, layout.filters, layout.rows * layout.cols
     width = TILE_HALVES * layout.half
     columns, tile = zeros(memory, channels * width, input), empty(memory, TILE_COLUMNS * width, input)
-    offsets = numbers(memory, channels)
+    offsets = consecutive_offsets(memory, channels)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
         for group in range(layout.groups):
@@ -141,10 +147,11 @@ def pointwise_block(memory, block, blocks, layout, input, weights, out):
                 for channel in range(channels):
                     vector_copy(columns, channel * width, input, (maps + channel) * positions + first, count)
                 for k in range(0, n_filters, TILE_COLUMNS):
+                    filters = Rows(weights, (group * weights.shape[1] + k) * channels, channels)
+                    halves = in_halves(count, layout.half)
                     convolve_tile(
-                        tile, 0, width, weights, (group * weights.shape[1] + k) * channels, channels,
-                        columns, 0, width, offsets, in_halves(count, layout.half), False,
-                    )  # fmt: skip
+                        Rows(tile, 0, width), filters, Rows(columns, 0, width), offsets, halves, False
+                    )
                     for p in range(min(TILE_COLUMNS, n_filters - k)):
                         vector_copy(out, (out_maps + k + p) * positions + first, tile, p * width, count)
 
@@ -152,34 +159,29 @@ def pointwise_block(memory, block, blocks, layout, input, weights, out):
 @kernel_njit
 def pointwise_weights(memory, layout, filters):
     """Copy filters of one pixel to (groups, filters, channels), with zeros for a whole number of tiles."""
-    weights = zeros(
-        memory, (layout.groups, padded_positions(layout.filters), layout.channels), filters
-    )
+    weights = zeros(memory, (layout.groups, padded_positions(layout.filters), layout.channels), filters)
     for k in range(len(filters)):
         for channel in range(layout.channels):
             weights[k // layout.filters, k % layout.filters, channel] = filters[k, channel, 0, 0]
     return weights
 
 
-def arguments_of_whole(real):
-    """Types of layout, two arrays of maps, dilation, flip and result: a convolution's or a gradient's."""
+def whole_arguments(real):
+    """Return the types of the arguments of a convolution or a gradient: layout, two arrays and the result."""
     maps = real[:, :, :, :]
-    return LAYOUT, maps, maps, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1]
+    return CONV_LAYOUT, maps, maps, real[:, :, :, ::1]
 
 
-@parallel(arguments_of_whole, uses=(correlate_block, correlate_maps_block, pointwise_block))
-def correlate(memory, block, blocks, layout, input, filters, dilation, flip, out):
+@parallel(whole_arguments, uses=(correlate_block, correlate_maps_block, pointwise_block))
+def correlate(memory, block, blocks, layout, input, filters, out):
     """Compute `Conv2d`, to be called as a single block: it is compiled once, not for each Op."""
     blocks, input = min(len(input), 4 * BLOCKS), contiguous(memory, input)
     if is_pointwise(layout, input):
         check(pointwise_block(blocks, layout, input, pointwise_weights(memory, layout, filters), out))
         return
-    weights = tap_weights(memory, layout, filters, flip)
-    offsets = tap_offsets(memory, layout, filters, dilation)
-    if goes_along_maps(layout):
-        # Of a dilated filter, neighbouring rows of taps do not serve neighbouring rows of the output.
-        triples = filters.shape[2] // 3 if dilation[0] == 1 else 0
-        check(correlate_maps_block(blocks, layout, input, weights, offsets, filters.shape[3], triples, out))
+    weights, offsets = tap_weights(memory, layout, filters), tap_offsets(memory, layout)
+    if suits_map_vectors(layout):
+        check(correlate_maps_block(blocks, layout, input, weights, offsets, out))
     else:
         check(correlate_block(blocks, layout, input, weights, offsets, out))
 
@@ -188,15 +190,15 @@ def correlate(memory, block, blocks, layout, input, filters, dilation, flip, out
 def make_conv2d(op, node, **kwargs):
     """Compile `Conv2d`."""
     correlate.load(node.outputs[0].dtype)
-    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    layout_of = conv_layout_function(op)
 
     @kernel_njit
     def conv2d(input, filters):
-        layout = lay_out(input, filters)
+        layout = layout_of(input, filters)
         out = result((len(input), len(filters), layout.out_rows, layout.out_cols), input)
         # Of no channels and no filters there may be any number of groups.
         if out.size:
-            check(correlate(1, layout, input, filters, dilation, flip, out))
+            check(correlate(1, layout, input, filters, out))
         return out
 
     return conv2d

@@ -6,26 +6,29 @@ elements. Partial sums are added in the order of the blocks of images, so any nu
 the same result.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2dGradFilters, Conv2dGradInput
-from deeplearning_tutorial.nnet.dispatch.numba.conv import arguments_of_whole, correlate
+from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate, whole_arguments
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
-    LAYOUT,
+    CONV_LAYOUT,
+    conv_layout_function,
+    conv_layout_of,
     empty_image,
     filter_blocks,
     filters_of_block,
-    goes_along_maps,
+    flipped,
     in_halves,
     is_pointwise,
-    layout_function,
-    layout_of,
     load_image,
     padded_positions,
     span_of,
     store_image,
+    suits_map_vectors,
     tap_offsets,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
@@ -37,12 +40,15 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     kernel_njit,
     parallel,
     register_kernel,
+    tuple_type,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Elements, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
     GATHER_HALVES,
     SHIFTS,
     TILE_COLUMNS,
+    Pieces,
     add_inner_rows,
     convolve_tile,
     gather_add,
@@ -53,14 +59,50 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 # Positions whose gradients a tile adds at once.
 CHUNK_POSITIONS = 128
 
-# Elements of filters that the lists of `add_filters` tell apart: they are read once for each run.
+# Elements of filters that the offsets in `FilterLists` can count: these are short, for they are read once for
+# each run.
 MAX_LISTED = 2**31
 
 gather_rows = kernel_njit(tiles.gather_rows)
 
 
+class FilterRuns(NamedTuple):
+    """Filters as their runs."""
+
+    weights: Any
+    """Shape (groups, runs, filters, taps of a run), padded with zeros to whole half vectors."""
+    offsets: Any
+    """The offset of each run's first tap."""
+    finite: bool
+    """Whether no weight is infinite or NaN."""
+
+
+class FilterLists(NamedTuple):
+    """For each position (row, col) of the output the filters that have a gradient there, in lists."""
+
+    offsets: Any
+    """Where each filter's weights of a run begin, (rows, cols, filters)."""
+    factors: Any
+    """The gradients, of the same shape."""
+    counts: Any
+    """How many filters are listed, (rows, cols)."""
+
+
+def filter_runs_type(real):
+    """Return the type of `FilterRuns`."""
+    return tuple_type(FilterRuns, real[:, :, :, ::1], types.int64[::1], types.boolean)
+
+
 @kernel_njit
-def runs_of_weights(memory, layout, filters, flip):
+def filter_runs(memory, layout, filters):
+    """Copy filters to `FilterRuns`."""
+    weights = runs_of_weights(memory, layout, filters)
+    offsets = offsets_of_runs(memory, layout, tap_offsets(memory, layout))
+    return FilterRuns(weights, offsets, all_finite(weights.reshape(weights.size)))
+
+
+@kernel_njit
+def runs_of_weights(memory, layout, filters):
     """Copy filters to (groups, runs, filters, taps of a run), padded to whole half vectors."""
     _, channels, rows, cols = filters.shape
     n_runs = rows * cols * channels // layout.run if layout.run else 0
@@ -71,8 +113,7 @@ def runs_of_weights(memory, layout, filters, flip):
         for channel in range(channels):
             for row in range(rows):
                 for col in range(cols):
-                    from_row = rows - 1 - row if flip else row
-                    from_col = cols - 1 - col if flip else col
+                    from_row, from_col = flipped(layout, row, col)
                     run, tap = divmod((row * cols + col) * channels + channel, layout.run)
                     runs[group, run, within, tap] = filters[k, channel, from_row, from_col]
     return runs
@@ -80,7 +121,7 @@ def runs_of_weights(memory, layout, filters, flip):
 
 @kernel_njit
 def offsets_of_runs(memory, layout, offsets):
-    """Offsets of the runs' first taps, of those of all taps."""
+    """Return the offsets of the runs' first taps; ``offsets`` are those of all taps."""
     step = max(1, layout.run)
     firsts = empty(memory, (len(offsets) + step - 1) // step, np.int64)
     for run in range(len(firsts)):
@@ -89,10 +130,10 @@ def offsets_of_runs(memory, layout, offsets):
 
 
 @kernel_inline
-def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first, count):
-    """Add the runs of pixels at ``offsets``, times ``factors``, to filter ``k``.
+def add_pixels(layout, gradient, k, image, run_offsets, pixels):
+    """Add the runs at some pixels, `Pieces` of the image, to filter ``k``.
 
-    ``gradient`` is (filters, runs, taps of a run); ``offsets`` and ``factors`` are read from ``first`` on.
+    ``gradient`` is (filters, runs, taps of a run).
     """
     _, n_runs, length = gradient.shape
     halves = length // layout.half
@@ -101,15 +142,18 @@ def add_pixels(layout, gradient, k, image, run_offsets, offsets, factors, first,
         at_once = gather_rows(taken)
         for run in range(0, n_runs, at_once):
             gather_add(
-                gradient, (k * n_runs + run) * length + begin * layout.half, length,
-                image, begin * layout.half, run_offsets, run, min(at_once, n_runs - run),
-                offsets, factors, first, count, taken,
-            )  # fmt: skip
+                Rows(gradient, (k * n_runs + run) * length + begin * layout.half, length),
+                Elements(image, begin * layout.half),
+                Elements(run_offsets, run),
+                min(at_once, n_runs - run),
+                pixels,
+                taken,
+            )
 
 
 @kernel_njit
-def sum_of_blocks(layout, partial, flip, gradient):
-    """Add the blocks in their order; bring the sum to the filters' shape, that of ``gradient``.
+def sum_of_blocks(layout, partial, gradient):
+    """Add the blocks in their order, and write the sum to ``gradient``, which has the filters' shape.
 
     ``partial`` is (blocks, groups, filters, runs, taps of a run).
     """
@@ -126,57 +170,60 @@ def sum_of_blocks(layout, partial, flip, gradient):
             for row in range(rows):
                 for col in range(cols):
                     tap = (row * cols + col) * channels + channel
-                    to_row = rows - 1 - row if flip else row
-                    to_col = cols - 1 - col if flip else col
+                    to_row, to_col = flipped(layout, row, col)
                     gradient[k, channel, to_row, to_col] = total[
                         k // layout.filters, k % layout.filters, tap // layout.run, tap % layout.run
                     ]
 
 
 @kernel_njit
-def add_filters_tap_by_tap(layout, image, runs, run_offsets, offsets, factors, counts):
-    """Do as `add_filters`, but add no more than a run: what pads it, times infinity, would not be zero."""
-    n_runs, n_filters, length = runs.shape
-    weights = runs.reshape(runs.size)
+def add_filters_tap_by_tap(layout, image, runs, group, lists):
+    """Do as `add_filters`, but add no more than a run: its padding, times infinity, would not be zero."""
+    _, n_runs, n_filters, length = runs.weights.shape
+    weights = runs.weights.reshape(runs.weights.size)
     for run in range(n_runs):
-        for row in range(counts.shape[0]):
-            for col in range(counts.shape[1]):
+        for row in range(lists.counts.shape[0]):
+            for col in range(lists.counts.shape[1]):
                 pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
-                first = pixel + run_offsets[run]
-                for i in range(counts[row, col]):
-                    weight, factor = run * n_filters * length + offsets[row, col, i], factors[row, col, i]
+                first = pixel + runs.offsets[run]
+                for i in range(lists.counts[row, col]):
+                    weight = (group * n_runs + run) * n_filters * length + lists.offsets[row, col, i]
+                    factor = lists.factors[row, col, i]
                     for tap in range(layout.run):
                         image[first + tap] += factor * weights[weight + tap]
 
 
 @kernel_inline
-def add_filters(memory, layout, image, runs, run_offsets, offsets, factors, counts):
-    """Add to the pixels under each output position the filters' runs there, times ``factors``.
+def add_filters(memory, layout, image, runs, group, lists):
+    """Add to the pixels under each output position the runs of a group's filters, times their gradients.
 
-    ``runs`` is (runs, filters, taps of a run); ``offsets`` and ``factors`` list for each (row, col) of the
-    output the filters that have a gradient there, ``counts`` how many they are. All factors are finite.
+    ``runs`` are `FilterRuns`, ``lists`` `FilterLists`. All gradients are finite.
     """
-    n_runs, n_filters, length = runs.shape
-    out_rows, out_cols, room = offsets.shape
+    _, n_runs, n_filters, length = runs.weights.shape
+    out_rows, out_cols, room = lists.offsets.shape
     halves = length // layout.half
-    here = zeros(memory, 1, np.int32)
+    one_row = zeros(memory, 1, np.int32)
     # The run outermost: its taps, of all filters, stay in the first-level cache.
     for run in range(n_runs):
         for row in range(out_rows):
             for col in range(out_cols):
                 pixel = (row * layout.stride_rows * layout.cols + col * layout.stride_cols) * layout.channels
                 for begin in range(0, halves, GATHER_HALVES):
+                    first_weight = (group * n_runs + run) * n_filters * length + begin * layout.half
+                    position = row * out_cols + col
                     gather_add(
-                        image, pixel + run_offsets[run] + begin * layout.half, 0,
-                        runs, run * n_filters * length + begin * layout.half, here, 0, 1,
-                        offsets, factors, (row * out_cols + col) * room, counts[row, col],
+                        Rows(image, pixel + runs.offsets[run] + begin * layout.half, 0),
+                        Elements(runs.weights, first_weight),
+                        Elements(one_row, 0),
+                        1,
+                        Pieces(lists.offsets, lists.factors, position * room, lists.counts[row, col]),
                         min(GATHER_HALVES, halves - begin),
-                    )  # fmt: skip
+                    )
 
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
+        CONV_LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
@@ -190,7 +237,7 @@ def filters_gradient_block(memory, block, blocks, layout, input, output_gradient
     for b in range(begin, end):
         for group in range(layout.groups):
             load_image(layout, input[b, group * channels : (group + 1) * channels], image)
-            # Zero times what is not finite is not zero.
+            # Zero times infinity or NaN is not zero.
             every = not all_finite(image)
             for k in range(n_filters):
                 count = 0
@@ -198,20 +245,22 @@ def filters_gradient_block(memory, block, blocks, layout, input, output_gradient
                     first = row * layout.stride_rows * layout.cols * channels
                     for col in range(layout.out_cols):
                         factor = output_gradient[b, group * n_filters + k, row, col]
-                        # Each position is written down, and kept by counting it: no branch to mispredict.
+                        # Each position is written, and the next one overwrites it unless it is counted: there
+                        # is no branch to mispredict.
                         pixels[count] = first + col * layout.stride_cols * channels
                         factors[count] = factor
                         count += every | (factor != 0)
-                add_pixels(layout, partial[block, group], k, image, run_offsets, pixels, factors, 0, count)
+                pieces = Pieces(pixels, factors, 0, count)
+                add_pixels(layout, partial[block, group], k, image, run_offsets, pieces)
 
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
+        CONV_LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
-    """Compute the same from all positions: a product of pixels and gradients, tile by tile of taps."""
+    """Do as `filters_gradient_block` with all positions: a product of pixels and gradients, tile by tile."""
     channels, n_filters, run_length = layout.channels, layout.filters, layout.run
     positions, width = layout.out_rows * layout.out_cols, in_halves(n_filters, layout.half) * layout.half
     n_runs, room = partial.shape[3], padded_positions(run_length)
@@ -239,25 +288,28 @@ def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gr
             for filter_block in range(filter_blocks(layout, width)):
                 lane, halves = filters_of_block(layout, width, filter_block)
                 lanes = halves * layout.half
-                transpose(
-                    gradients, lane * positions, lanes, output_gradient, (maps + lane) * positions, positions,
-                    min(lanes, n_filters - lane), positions,
-                )  # fmt: skip
-            # The sums of a run stay in the second-level cache while so few positions and filters are taken
-            # at a time that their gradients stay in the first-level one.
+                of_block = Rows(output_gradient, (maps + lane) * positions, positions)
+                n_maps = min(lanes, n_filters - lane)
+                transpose(Rows(gradients, lane * positions, lanes), of_block, n_maps, positions)
+            # The sums of a run stay in the second-level cache; positions and filters are taken a few at a
+            # time, so that their gradients stay in the first-level cache.
             for run in range(n_runs):
                 for filter_block in range(filter_blocks(layout, width)):
                     lane, halves = filters_of_block(layout, width, filter_block)
                     lanes = halves * layout.half
                     for first in range(0, positions, CHUNK_POSITIONS):
-                        here = pixels[first : min(first + CHUNK_POSITIONS, positions)]
+                        chunk = pixels[first : min(first + CHUNK_POSITIONS, positions)]
                         for tap in range(0, run_length, TILE_COLUMNS):
                             first_tap = origin + offsets[run * run_length] + tap * tap_step
                             at = (group * width + lane) * n_taps + (run * room + tap) * lanes
                             convolve_tile(
-                                sums, at, lanes, source, first_tap, tap_step,
-                                gradients, lane * positions + first * lanes, lanes, here, halves, True,
-                            )  # fmt: skip
+                                Rows(sums, at, lanes),
+                                Rows(source, first_tap, tap_step),
+                                Rows(gradients, lane * positions + first * lanes, lanes),
+                                chunk,
+                                halves,
+                                True,
+                            )
     for group in range(layout.groups):
         for filter_block in range(filter_blocks(layout, width)):
             lane, halves = filters_of_block(layout, width, filter_block)
@@ -271,11 +323,11 @@ def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gr
 
 @parallel(
     lambda real: (
-        LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
+        CONV_LAYOUT, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, :, ::1]
     ),
 )  # fmt: skip
 def maps_gradient_block(memory, block, blocks, layout, input, output_gradient, offsets, partial):
-    """Compute the same where a group has one channel, few filters and no stride, along the rows of maps."""
+    """Do as `filters_gradient_block` along rows, for groups of one channel and few filters without stride."""
     image, sums = empty_image(memory, layout, 0, input), zeros(memory, len(offsets), input)
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
@@ -286,48 +338,56 @@ def maps_gradient_block(memory, block, blocks, layout, input, output_gradient, o
                 sums[:] = 0
                 for tap in range(0, len(offsets), SHIFTS):
                     add_inner_rows(
-                        sums, tap, output_gradient, first, layout.out_cols, image, 0, layout.cols,
-                        offsets, tap, layout.out_rows, layout.out_cols, min(SHIFTS, len(offsets) - tap),
-                    )  # fmt: skip
+                        Elements(sums, tap),
+                        Rows(output_gradient, first, layout.out_cols),
+                        Rows(image, 0, layout.cols),
+                        Elements(offsets, tap),
+                        layout.out_rows,
+                        layout.out_cols,
+                        min(SHIFTS, len(offsets) - tap),
+                    )
                 for tap in range(len(offsets)):
                     partial[block, group, k, tap // layout.run, tap % layout.run] += sums[tap]
 
 
 @parallel(
-    lambda real: (
-        LAYOUT, types.boolean, real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, ::1]
-    ),
-)  # fmt: skip
-def input_gradient_block(memory, block, blocks, layout, every, runs, output_gradient, offsets, gradient):
+    lambda real: (CONV_LAYOUT, filter_runs_type(real), real[:, :, :, ::1], real[:, :, :, ::1]),
+)
+def input_gradient_block(memory, block, blocks, layout, runs, output_gradient, gradient):
     """Compute the gradient of a block of images.
 
-    Where the output's gradient is zero it passes over the filters, unless it is to take ``every`` one.
+    Filters are left out where the output's gradient is zero, if all weights are finite.
     """
-    channels, n_filters = layout.channels, layout.filters
-    length = runs.shape[3]
-    shape = layout.out_rows, layout.out_cols, n_filters + 1
-    image, run_offsets = empty_image(memory, layout, length, runs), offsets_of_runs(memory, layout, offsets)
-    chosen, factors = empty(memory, shape, np.int32), empty(memory, shape, runs)
-    counts = empty(memory, shape[:2], np.int32)
+    channels, n_filters, every = layout.channels, layout.filters, not runs.finite
+    length = runs.weights.shape[3]
+    image = empty_image(memory, layout, length, runs.weights)
+    lists = empty_lists(memory, (layout.out_rows, layout.out_cols, n_filters + 1), runs.weights)
     begin, end = block_of(block, blocks, len(gradient))
     for b in range(begin, end):
         for group in range(layout.groups):
             image[:] = 0
-            counts[:] = 0
+            lists.counts[:] = 0
             for k in range(n_filters):
                 for row in range(layout.out_rows):
                     for col in range(layout.out_cols):
                         factor = output_gradient[b, group * n_filters + k, row, col]
-                        count = counts[row, col]
-                        chosen[row, col, count] = k * length
-                        factors[row, col, count] = factor
-                        counts[row, col] = count + (every | (factor != 0))
+                        count = lists.counts[row, col]
+                        lists.offsets[row, col, count] = k * length
+                        lists.factors[row, col, count] = factor
+                        lists.counts[row, col] = count + (every | (factor != 0))
             maps = output_gradient[b, group * n_filters : (group + 1) * n_filters]
             if all_finite(maps.reshape(maps.size)):
-                add_filters(memory, layout, image, runs[group], run_offsets, chosen, factors, counts)
+                add_filters(memory, layout, image, runs, group, lists)
             else:
-                add_filters_tap_by_tap(layout, image, runs[group], run_offsets, chosen, factors, counts)
+                add_filters_tap_by_tap(layout, image, runs, group, lists)
             store_image(layout, image, gradient[b, group * channels : (group + 1) * channels])
+
+
+@kernel_njit
+def empty_lists(memory, shape, like):
+    """Return `FilterLists` for a ``shape`` of (rows, cols, filters) with all values yet to be set."""
+    offsets, factors = empty(memory, shape, np.int32), empty(memory, shape, like)
+    return FilterLists(offsets, factors, empty(memory, shape[:2], np.int32))
 
 
 @kernel_njit
@@ -339,14 +399,14 @@ def check_gradient(layout, input, filters, output_gradient):
 
 @kernel_njit
 def check_filters(layout, filters):
-    """Raise ValueError if the filters are more than the lists of `add_filters` tell apart."""
+    """Raise ValueError if the filters have more elements than the offsets in `FilterLists` can count."""
     if layout.filters * in_halves(layout.run, layout.half) * layout.half > MAX_LISTED:
         raise ValueError("filters has too many elements for the input's gradient", filters.shape)
 
 
 @kernel_njit
-def empty_partial(memory, layout, filters):
-    """Zeros for the sums of all blocks: (blocks, groups, filters, runs, taps of a run)."""
+def zero_partial(memory, layout, filters):
+    """Return zeros for the sums of all blocks: (blocks, groups, filters, runs, taps of a run)."""
     n_taps = filters.shape[1] * filters.shape[2] * filters.shape[3]
     n_runs = n_taps // layout.run if layout.run else 0
     length = in_halves(layout.run, layout.half) * layout.half
@@ -355,7 +415,7 @@ def empty_partial(memory, layout, filters):
 
 @kernel_njit
 def is_dense(output_gradient):
-    """Tell whether most of the first image's gradient is not zero; the others will be alike."""
+    """Tell whether most of the first image's gradient is not zero; the other images will be alike."""
     if output_gradient.size == 0:
         return False
     count = 0
@@ -365,29 +425,29 @@ def is_dense(output_gradient):
 
 
 @parallel(
-    arguments_of_whole,
+    whole_arguments,
     uses=(filters_gradient_block, dense_filters_gradient_block, maps_gradient_block),
 )
-def filters_gradient(memory, block, blocks, layout, input, output_gradient, dilation, flip, gradient):
+def filters_gradient(memory, block, blocks, layout, input, output_gradient, gradient):
     """Compute `Conv2dGradFilters`, to be called as a single block: it is compiled once, not for each Op."""
-    partial = empty_partial(memory, layout, gradient)
-    offsets = tap_offsets(memory, layout, gradient, dilation)
+    partial, offsets = zero_partial(memory, layout, gradient), tap_offsets(memory, layout)
     arrays = contiguous(memory, input), contiguous(memory, output_gradient), offsets, partial
     dense = is_dense(output_gradient)
-    if dense and goes_along_maps(layout):
+    if dense and suits_map_vectors(layout):
         check(maps_gradient_block(BLOCKS, layout, *arrays))
     # A few filters leave most of a tile's vectors empty.
     elif dense and 2 * layout.filters >= layout.half:
         check(dense_filters_gradient_block(BLOCKS, layout, *arrays))
     else:
         check(filters_gradient_block(BLOCKS, layout, *arrays))
-    sum_of_blocks(layout, partial, flip, gradient)
+    sum_of_blocks(layout, partial, gradient)
 
 
 @kernel_njit
-def transposed_pads(layout, input, filters, dilation):
-    """Return the padding with which the output gradient, convolved, gives the input's; usable from 0 on."""
-    rows, cols = span_of(filters.shape[2], dilation[0]) - 1, span_of(filters.shape[3], dilation[1]) - 1
+def transposed_pads(layout, input):
+    """Return the padding with which to convolve the output gradient into the input's; unless negative."""
+    rows = span_of(layout.filter_rows, layout.dilation_rows) - 1
+    cols = span_of(layout.filter_cols, layout.dilation_cols) - 1
     bottom, right = layout.rows - layout.top - input.shape[2], layout.cols - layout.left - input.shape[3]
     return (rows - layout.top, rows - bottom), (cols - layout.left, cols - right)
 
@@ -406,39 +466,39 @@ def transposed_filters(memory, layout, filters):
     return transposed
 
 
-@parallel(arguments_of_whole, uses=(correlate, input_gradient_block))
-def input_gradient(memory, block, blocks, layout, filters, output_gradient, dilation, flip, gradient):
+@parallel(whole_arguments, uses=(correlate, input_gradient_block))
+def input_gradient(memory, block, blocks, layout, filters, output_gradient, gradient):
     """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
-    pads = transposed_pads(layout, gradient, filters, dilation)
+    pads = transposed_pads(layout, gradient)
     overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
-    # In a convolution the padding counts, too: zero times what is not finite.
-    every = not all_finite(contiguous(memory, filters).reshape(filters.size))
-    plain = layout.stride_rows == layout.stride_cols == 1 and overlap and not every
+    # A convolution also multiplies its padding: zero times infinity or NaN is not zero.
+    finite = all_finite(contiguous(memory, filters).reshape(filters.size))
+    plain = layout.stride_rows == layout.stride_cols == 1 and overlap and finite
     if plain and is_dense(output_gradient):
         filters = transposed_filters(memory, layout, filters)
-        layout = layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups)
-        check(correlate(1, layout, output_gradient, filters, dilation, not flip, gradient))
+        dilation, flip = (layout.dilation_rows, layout.dilation_cols), not layout.flip
+        layout = conv_layout_of(output_gradient, filters, pads, (1, 1), dilation, layout.groups, flip)
+        check(correlate(1, layout, output_gradient, filters, gradient))
         return
-    runs = runs_of_weights(memory, layout, filters, flip)
-    offsets = tap_offsets(memory, layout, filters, dilation)
+    runs = filter_runs(memory, layout, filters)
     blocks = min(len(gradient), 4 * BLOCKS)
     output_gradient = contiguous(memory, output_gradient)
-    check(input_gradient_block(blocks, layout, every, runs, output_gradient, offsets, gradient))
+    check(input_gradient_block(blocks, layout, runs, output_gradient, gradient))
 
 
 @register_kernel(Conv2dGradFilters)
 def make_conv2d_grad_filters(op, node, **kwargs):
     """Compile `Conv2dGradFilters`."""
     filters_gradient.load(node.outputs[0].dtype)
-    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    layout_of = conv_layout_function(op)
 
     @kernel_njit
     def conv2d_grad_filters(input, filters, output_gradient):
-        layout = lay_out(input, filters)
+        layout = layout_of(input, filters)
         check_gradient(layout, input, filters, output_gradient)
         gradient = result(filters.shape, filters)
         if gradient.size:
-            check(filters_gradient(1, layout, input, output_gradient, dilation, flip, gradient))
+            check(filters_gradient(1, layout, input, output_gradient, gradient))
         return gradient
 
     return conv2d_grad_filters
@@ -448,16 +508,16 @@ def make_conv2d_grad_filters(op, node, **kwargs):
 def make_conv2d_grad_input(op, node, **kwargs):
     """Compile `Conv2dGradInput`."""
     input_gradient.load(node.outputs[0].dtype)
-    lay_out, dilation, flip = layout_function(op), op.filter_dilation, op.filter_flip
+    layout_of = conv_layout_function(op)
 
     @kernel_njit
     def conv2d_grad_input(input, filters, output_gradient):
-        layout = lay_out(input, filters)
+        layout = layout_of(input, filters)
         check_gradient(layout, input, filters, output_gradient)
         check_filters(layout, filters)
         gradient = result(input.shape, filters)
         if gradient.size:
-            check(input_gradient(1, layout, filters, output_gradient, dilation, flip, gradient))
+            check(input_gradient(1, layout, filters, output_gradient, gradient))
         return gradient
 
     return conv2d_grad_input

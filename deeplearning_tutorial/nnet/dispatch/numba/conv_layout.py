@@ -15,6 +15,7 @@ from deeplearning_tutorial.nnet.conv import dilated_length
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, reported
 from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
@@ -36,8 +37,8 @@ span_of = kernel_njit(dilated_length)
 has_too_many = kernel_njit(has_too_many_elements)
 
 
-class Layout(NamedTuple):
-    """Sizes that the kernels share: those of one group's image, padded, and of its filters."""
+class ConvLayout(NamedTuple):
+    """A convolution as its kernels see it: the sizes of one group's padded image and of its filters."""
 
     groups: int
     channels: int
@@ -50,13 +51,19 @@ class Layout(NamedTuple):
     out_cols: int
     stride_rows: int
     stride_cols: int
+    filter_rows: int
+    filter_cols: int
+    dilation_rows: int
+    dilation_cols: int
+    flip: int
+    """1 if the filters are flipped, else 0."""
     run: int
     """Taps in a run."""
     half: int
     """Elements in half a vector register."""
 
 
-LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
+CONV_LAYOUT = types.NamedUniTuple(types.int64, len(ConvLayout._fields), ConvLayout)
 
 
 @kernel_njit
@@ -68,7 +75,7 @@ def padding(pad, span):
 
 
 @kernel_njit
-def layout_of(input, filters, pads, subsample, dilation, num_groups):
+def conv_layout_of(input, filters, pads, subsample, dilation, num_groups, flip):
     """Return the layout; raise ValueError where the data do not fit."""
     # A product might wrap around.
     if input.shape[1] % num_groups or input.shape[1] // num_groups != filters.shape[1]:
@@ -93,7 +100,7 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
         raise ValueError("border_mode pads images to more than memory holds", lengths, input.shape)
     # Longer strides lead to a single position, too, and past it, where offsets would wrap around.
     stride_rows, stride_cols = min(subsample[0], rows), min(subsample[1], cols)
-    return Layout(
+    return ConvLayout(
         num_groups,
         channels,
         filters.shape[0] // num_groups,
@@ -105,26 +112,31 @@ def layout_of(input, filters, pads, subsample, dilation, num_groups):
         (cols - cols_span) // stride_cols + 1,
         stride_rows,
         stride_cols,
+        filters.shape[2],
+        filters.shape[3],
+        dilation[0],
+        dilation[1],
+        np.int64(flip),
         channels * filters.shape[3] if dilation[1] == 1 else channels,
         REGISTER_BYTES // input.itemsize // 2,
     )
 
 
-def layout_function(op):
+def conv_layout_function(op):
     """Make ``layout(input, filters)`` for an Op's parameters."""
     symbolic = {"half": ((HALF, HALF), (HALF, HALF)), "full": ((FULL, FULL), (FULL, FULL))}
     pads = symbolic[op.border_mode] if isinstance(op.border_mode, str) else op.border_mode
-    subsample, dilation, num_groups = op.subsample, op.filter_dilation, op.num_groups
+    subsample, dilation, num_groups, flip = op.subsample, op.filter_dilation, op.num_groups, op.filter_flip
 
     @kernel_njit
     def layout(input, filters):
-        return layout_of(input, filters, pads, subsample, dilation, num_groups)
+        return conv_layout_of(input, filters, pads, subsample, dilation, num_groups, flip)
 
     return layout
 
 
 @kernel_njit
-def goes_along_maps(layout):
+def suits_map_vectors(layout):
     """Tell whether vectors of neighbouring positions are better than vectors of filters."""
     return layout.channels == layout.stride_rows == layout.stride_cols == 1 and layout.filters <= FEW_FILTERS
 
@@ -137,7 +149,7 @@ def is_pointwise(layout, input):
 
 @kernel_njit
 def filter_blocks(layout, width):
-    """Return into how many blocks, each for a tile, filters of ``width`` elements are divided."""
+    """Return the number of blocks, each for a tile, into which filters of ``width`` elements are divided."""
     return (width // layout.half + TILE_HALVES - 1) // TILE_HALVES
 
 
@@ -149,21 +161,28 @@ def filters_of_block(layout, width, filter_block):
 
 
 @kernel_njit
-def tap_offsets(memory, layout, filters, dilation):
-    """Offsets of a filter's taps, in the order (rows, cols, channels)."""
-    channels = layout.channels
-    filter_rows, filter_cols = filters.shape[2:]
+def tap_offsets(memory, layout):
+    """Return the offsets of a filter's taps, in the order (rows, cols, channels)."""
+    channels, filter_rows, filter_cols = layout.channels, layout.filter_rows, layout.filter_cols
     offsets = empty(memory, filter_rows * filter_cols * channels, np.int64)
     for row in range(filter_rows):
         for col in range(filter_cols):
-            pixel = (row * dilation[0] * layout.cols + col * dilation[1]) * channels
+            pixel = (row * layout.dilation_rows * layout.cols + col * layout.dilation_cols) * channels
             for channel in range(channels):
                 offsets[(row * filter_cols + col) * channels + channel] = pixel + channel
     return offsets
 
 
 @kernel_njit
-def tap_weights(memory, layout, filters, flip):
+def flipped(layout, row, col):
+    """Return where in the filters the tap of a row and a column stands."""
+    if layout.flip:
+        return layout.filter_rows - 1 - row, layout.filter_cols - 1 - col
+    return row, col
+
+
+@kernel_njit
+def tap_weights(memory, layout, filters):
     """Copy filters to (groups, taps * filters), the filters padded with zeros to whole half vectors.
 
     Of a group, each block of filters lies by itself as (taps, filters).
@@ -179,8 +198,7 @@ def tap_weights(memory, layout, filters, flip):
                 for channel in range(channels):
                     for row in range(rows):
                         for col in range(cols):
-                            from_row = rows - 1 - row if flip else row
-                            from_col = cols - 1 - col if flip else col
+                            from_row, from_col = flipped(layout, row, col)
                             tap = (row * cols + col) * channels + channel
                             weights[group, lane * n_taps + tap * lanes + k - lane] = filters[
                                 group * layout.filters + k, channel, from_row, from_col
@@ -189,8 +207,8 @@ def tap_weights(memory, layout, filters, flip):
 
 
 @kernel_njit
-def numbers(memory, count):
-    """Offsets of the first ``count`` elements."""
+def consecutive_offsets(memory, count):
+    """Return the offsets of the first ``count`` elements: 0, 1, 2, ..."""
     offsets = empty(memory, count, np.int64)
     for i in range(count):
         offsets[i] = i
@@ -218,7 +236,7 @@ def load_image(layout, maps, image):
         if channels == 1:
             vector_copy(image, first, maps, row * cols, cols)
         else:
-            transpose(image, first, channels, maps, row * cols, rows * cols, channels, cols)
+            transpose(Rows(image, first, channels), Rows(maps, row * cols, rows * cols), channels, cols)
 
 
 @kernel_njit
@@ -227,4 +245,4 @@ def store_image(layout, image, maps):
     channels, rows, cols = maps.shape
     for row in range(rows):
         first = ((row + layout.top) * layout.cols + layout.left) * channels
-        transpose(maps, row * cols, rows * cols, image, first, channels, cols, channels)
+        transpose(Rows(maps, row * cols, rows * cols), Rows(image, first, channels), cols, channels)

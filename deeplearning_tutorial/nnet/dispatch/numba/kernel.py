@@ -24,6 +24,7 @@ from numba.extending import intrinsic, overload
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
 
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import arrays_in
 from deeplearning_tutorial.nnet.dispatch.numba.memory import (
     NO_MEMORY,
     as_contiguous,
@@ -315,17 +316,43 @@ def _run(share, kernel, blocks, frame):
     return failed
 
 
-def _without_owners(context, builder, tuple_type, values):
-    """Return a tuple whose arrays have no owner: nothing is counted when they are sliced or passed on."""
-    elements = []
-    for kind, value in zip(tuple_type, cgutils.unpack_tuple(builder, values), strict=True):
-        if isinstance(kind, types.Array):
-            array = context.make_array(kind)(context, builder, value)
-            array.meminfo = cgutils.get_null_value(array.meminfo.type)
-            array.parent = cgutils.get_null_value(array.parent.type)
-            value = array._getvalue()
-        elements.append(value)
-    return context.make_tuple(builder, tuple_type, elements)
+def _without_owners(context, builder, numba_type, value):
+    """Return a value whose arrays have no owner: nothing is counted when they are sliced or passed on."""
+    if isinstance(numba_type, types.BaseTuple):
+        fields = zip(numba_type, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(
+            builder, numba_type, [_without_owners(context, builder, *field) for field in fields]
+        )
+    if not isinstance(numba_type, types.Array):
+        return value
+    array = context.make_array(numba_type)(context, builder, value)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    array.parent = cgutils.get_null_value(array.parent.type)
+    return array._getvalue()
+
+
+def _cast(context, builder, value, from_type, to_type):
+    """Cast a value, or each field of a tuple; Numba itself does not cast named tuples."""
+    if not isinstance(to_type, types.BaseTuple):
+        return context.cast(builder, value, from_type, to_type)
+    fields = zip(cgutils.unpack_tuple(builder, value), from_type, to_type, strict=True)
+    return context.make_tuple(builder, to_type, [_cast(context, builder, *field) for field in fields])
+
+
+def _any_missing(context, builder, numba_type, value):
+    """Emit whether an array, or one in a tuple, has elements and no memory for them."""
+    if isinstance(numba_type, types.Array):
+        return is_missing(context, builder, numba_type, value)
+    found = ir.IntType(1)(0)
+    if isinstance(numba_type, types.BaseTuple):
+        for field_type, field in zip(numba_type, cgutils.unpack_tuple(builder, value), strict=True):
+            found = builder.or_(found, _any_missing(context, builder, field_type, field))
+    return found
+
+
+def tuple_type(named_tuple, *fields):
+    """Return the Numba type of a named tuple whose fields have these types."""
+    return types.BaseTuple.from_types(fields, named_tuple)
 
 
 @kernel_inline
@@ -447,28 +474,25 @@ def parallel(arguments, *parameters, uses=()):
 
         @intrinsic
         def run(typingctx, blocks, *given):
-            arrays = [argument for argument in given if isinstance(argument, types.Array)]
-            float_type = next(array.dtype for array in arrays if array.dtype in types.real_domain)
+            elements = [array.dtype for array in arrays_in(given)]
+            float_type = next(element for element in elements if element in types.real_domain)
             name, frame_type = name_of(float_type), types.Tuple(arguments(float_type))
 
             def codegen(context, builder, signature, values):
                 blocks, given = values
-                given = context.cast(builder, given, signature.args[1], frame_type)
+                given = _cast(context, builder, given, signature.args[1], frame_type)
                 frame = cgutils.alloca_once(builder, context.get_data_type(frame_type))
                 context.pack_value(builder, frame_type, given, frame)
-                lacking = ir.IntType(1)(0)
-                for kind, value in zip(frame_type, cgutils.unpack_tuple(builder, given), strict=True):
-                    if isinstance(kind, types.Array):
-                        lacking = builder.or_(lacking, is_missing(context, builder, kind, value))
+                any_missing = _any_missing(context, builder, frame_type, given)
                 symbol = partial(ir.GlobalVariable, typ=_INDEX)
                 share, kernel = (_external(builder, symbol, called) for called in (_SHARE, name))
                 share, kernel, frame = (builder.ptrtoint(place, _INDEX) for place in (share, kernel, frame))
-                blocks = builder.select(lacking, _INDEX(0), blocks)
+                blocks = builder.select(any_missing, _INDEX(0), blocks)
                 run_type = typingctx.resolve_value_type(_run)
                 run_signature = run_type.get_call_type(typingctx, [types.int64] * 4, {})
                 run_blocks = context.get_function(run_type, run_signature)
                 failed = run_blocks(builder, [share, kernel, blocks, frame])
-                return builder.or_(lacking, builder.icmp_signed("!=", failed, _INDEX(0)))
+                return builder.or_(any_missing, builder.icmp_signed("!=", failed, _INDEX(0)))
 
             return types.boolean(types.int64, types.StarArgTuple(given)), codegen
 

@@ -20,14 +20,16 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
     reported,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Elements, Grid, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_add, vector_copy, vector_divide
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.windows import (
+    Window,
     add_where_equal,
+    interleave_zeros,
     pool_average,
     pool_maximum,
     pool_sum,
     repeat_each,
-    spread_apart,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result
 from deeplearning_tutorial.nnet.pool import (
@@ -48,7 +50,7 @@ clip = kernel_njit(clip_windows)
 has_too_many = kernel_njit(has_too_many_elements)
 
 
-class Layout(NamedTuple):
+class PoolLayout(NamedTuple):
     """Sizes of the maps and of the windows on them, clipped to what they see."""
 
     maps: int
@@ -67,11 +69,24 @@ class Layout(NamedTuple):
     """What a window's sum is divided by, as a product; 0 stands for what is not padding."""
 
 
-LAYOUT = types.NamedUniTuple(types.int64, len(Layout._fields), Layout)
+POOL_LAYOUT = types.NamedUniTuple(types.int64, len(PoolLayout._fields), PoolLayout)
+
+
+class WindowRow(NamedTuple):
+    """A row of windows that a kernel visits."""
+
+    map: int
+    row: int
+    count: int
+    """How many rows of windows to do from this one on."""
+    top: int
+    """The first row of the map that the windows see."""
+    bottom: int
+    """The row after the last one that they see."""
 
 
 @kernel_njit
-def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
+def pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
     """Return the layout; raise where window, stride and padding do not go together."""
     if len(ws) != 2 or len(stride) != 2 or len(pad) != 2:
         raise ValueError("ws, stride and pad take two elements each", len(ws), len(stride), len(pad))
@@ -96,7 +111,7 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
     out_cols = output_length(cols, ws[1], stride[1], pad[1], ignore_border)
     window_rows, stride_rows, pad_rows = clip(rows, out_rows, ws[0], stride[0], pad[0])
     window_cols, stride_cols, pad_cols = clip(cols, out_cols, ws[1], stride[1], pad[1])
-    layout = Layout(
+    layout = PoolLayout(
         maps,
         rows,
         cols,
@@ -118,14 +133,14 @@ def layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
 
 @kernel_njit
 def shape_of_lines(layout):
-    """Shape of the lines that `over_rows_of_windows` hands to its visits."""
+    """Return the shape of the lines that `over_rows_of_windows` passes to its visits."""
     length = max(window_starts(layout), layout.cols + layout.pad_cols) + 2 * (layout.window_cols - 1)
     return min(layout.window_rows, layout.rows) + 3, length
 
 
 @kernel_njit
 def window_starts(layout):
-    """Columns of the padded input, from the first window's to the last one's, where a window could start."""
+    """Count the columns of the padded input from the first window's to the last one's."""
     return (layout.out_cols - 1) * layout.stride_cols + 1 if layout.out_cols else 0
 
 
@@ -140,23 +155,22 @@ def fill_divisors(layout, rows, divisors):
 
 
 @cache
-def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=False):
+def over_rows_of_windows(visit, fill_value, n_arrays, accumulates=False, at_once=False):
     """Make a kernel that visits each row of windows.
 
-    It calls ``visit(layout, i, row, n, top, bottom, lines, divisors, arrays)``, where the windows of row
-    ``row`` of map ``i`` span ``[top, bottom)``, without padding. It is to do ``n`` rows of windows; these are
-    more than 1 only for a kernel that does all `rows_at_once`. ``lines`` is scratch, in which ``elsewhere``
-    stands until a visit writes there: a line for each row of the maps under a window and 3 more, as long as a
-    row of the padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last
-    array.
+    It calls ``visit(layout, windows, lines, divisors, arrays)``, where ``windows`` is a `WindowRow`; its count
+    is more than 1 only for a kernel that does all `rows_at_once`. ``lines`` is scratch, full of
+    ``fill_value`` until a visit writes there: a line for each row of the maps under a window and 3 more, as
+    long as a row of the padded input and a window on each side. A kernel that ``accumulates`` finds zeros in
+    the last array.
     """
 
-    @parallel(lambda real: (LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
+    @parallel(lambda real: (POOL_LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
     def rows_block(memory, block, blocks, layout, *arrays):
         starts = window_starts(layout)
         lines = empty(memory, shape_of_lines(layout), arrays[0])
         divisors = empty(memory, layout.out_cols, arrays[0])
-        fill(lines.reshape(lines.size), elsewhere)
+        fill(lines.reshape(lines.size), fill_value)
         rows = -1
         begin, end = block_of(block, blocks, layout.maps)
         for i in range(begin, end):
@@ -170,9 +184,9 @@ def over_rows_of_windows(visit, elsewhere, n_arrays, accumulates=False, at_once=
                 if bottom - top != rows:
                     rows = bottom - top
                     fill_divisors(layout, rows, divisors)
-                n = rows_at_once(layout, first) if at_once else 1
-                visit(layout, i, row, n, top, bottom, lines, divisors, arrays)
-                row += n
+                count = rows_at_once(layout, first) if at_once else 1
+                visit(layout, WindowRow(i, row, count, top, bottom), lines, divisors, arrays)
+                row += count
 
     return rows_block
 
@@ -185,7 +199,7 @@ def overhangs(layout):
 
 @kernel_njit
 def rows_at_once(layout, first):
-    """Rows of windows, from the one whose windows begin in row ``first``, that lie in the map as it is."""
+    """Count the rows of windows that need no copy of the map, from the one that begins in row ``first``."""
     if first < 0 or overhangs(layout) or layout.stride_cols > 2:
         return 1
     return max(1, (layout.rows - layout.window_rows - first) // layout.stride_rows + 1)
@@ -199,29 +213,31 @@ def fill(values, value):
 
 
 def pooling(combine, combine_first):
-    """Make ``pool(layout, x, i, n, top, bottom, lines, out, at, divisors)``, which pools rows of windows.
+    """Make ``pool(layout, windows, x, out, lines, divisors)``, which pools the windows of a `WindowRow`.
 
-    Where windows lie further apart ``combine_first`` does what ``combine`` does without dividing.
+    If windows are more than 2 columns apart, ``combine_first`` does what ``combine`` does without dividing.
     """
     divides = combine is not combine_first
 
     @kernel_inline
-    def pool(layout, x, i, n, top, bottom, lines, out, at, divisors):
-        cols, rows, starts = layout.cols, bottom - top, window_starts(layout)
-        source, first, step = x.reshape(x.size), (i * layout.rows + top) * cols, cols
+    def pool(layout, windows, x, out, lines, divisors):
+        cols, rows, at = layout.cols, windows.bottom - windows.top, first_window(layout, windows)
+        source, first, step = x.reshape(x.size), (windows.map * layout.rows + windows.top) * cols, cols
         if overhangs(layout):
             source, first, step = lines.reshape(lines.size), 0, lines.shape[1]
             for r in range(rows):
-                vector_copy(lines, r * step + layout.pad_cols, x, (i * layout.rows + top + r) * cols, cols)
+                row_at = (windows.map * layout.rows + windows.top + r) * cols
+                vector_copy(lines, r * step + layout.pad_cols, x, row_at, cols)
         width, stride, n_windows = layout.window_cols, layout.stride_cols, layout.out_cols
         if stride <= 2:
-            line_step = layout.stride_rows * step
-            combine(out, at, source, first, step, n, line_step, rows, width, stride, divisors, n_windows)
+            window, line_step = Window(rows, width, stride), layout.stride_rows * step
+            target, seen = Rows(out, at, n_windows), Grid(source, first, line_step, step)
+            combine(target, seen, window, windows.count, n_windows, divisors)
         else:
             # As if a window started at each column: in vectors that is faster than the few that do.
-            last = len(lines) - 1
-            line_at = last * lines.shape[1]
-            combine_first(lines, line_at, source, first, step, 1, 0, rows, width, 1, divisors, starts)
+            last, starts = len(lines) - 1, window_starts(layout)
+            target, seen = Rows(lines, last * lines.shape[1], 0), Grid(source, first, 0, step)
+            combine_first(target, seen, Window(rows, width, 1), 1, starts, divisors)
             pick(layout, lines[last], out, at)
             if divides:
                 vector_divide(out, at, out, at, divisors, n_windows)
@@ -234,8 +250,14 @@ average_of_windows = pooling(pool_average, pool_sum)
 
 
 @kernel_njit
+def first_window(layout, windows):
+    """Return the offset of a row of windows in arrays of the output's shape."""
+    return (windows.map * layout.out_rows + windows.row) * layout.out_cols
+
+
+@kernel_njit
 def pick(layout, line, out, at):
-    """Take what stands where the windows start."""
+    """Copy the elements at which the windows start."""
     flat = out.reshape(out.size)
     for col in range(layout.out_cols):
         flat[at + col] = line[col * layout.stride_cols]
@@ -243,12 +265,12 @@ def pick(layout, line, out, at):
 
 @kernel_inline
 def place(layout, line, row, row_at):
-    """Put each window's value where the window starts, after room for a window."""
+    """Copy each window's value to where the window starts, one window's length less one to the right."""
     first = layout.window_cols - 1
     if layout.stride_cols == 1:
         vector_copy(line, first, row, row_at, layout.out_cols)
     elif layout.stride_cols == 2:
-        spread_apart(line, first, row, row_at, layout.out_cols)
+        interleave_zeros(line, first, row, row_at, layout.out_cols)
     else:
         flat = row.reshape(row.size)
         for col in range(layout.out_cols):
@@ -256,71 +278,77 @@ def place(layout, line, row, row_at):
 
 
 @kernel_inline
-def maximum(layout, i, row, n, top, bottom, lines, divisors, arrays):
-    """`Pool` in mode 'max'."""
+def maximum(layout, windows, lines, divisors, arrays):
+    """Compute `Pool` in mode 'max'."""
     x, out = arrays
-    at = (i * layout.out_rows + row) * layout.out_cols
-    maximum_of_windows(layout, x, i, n, top, bottom, lines, out, at, divisors)
+    maximum_of_windows(layout, windows, x, out, lines, divisors)
 
 
 @kernel_inline
-def average(layout, i, row, n, top, bottom, lines, divisors, arrays):
-    """`Pool` in the other modes."""
+def average(layout, windows, lines, divisors, arrays):
+    """Compute `Pool` in the other modes."""
     x, out = arrays
-    at = (i * layout.out_rows + row) * layout.out_cols
-    average_of_windows(layout, x, i, n, top, bottom, lines, out, at, divisors)
+    average_of_windows(layout, windows, x, out, lines, divisors)
 
 
 @kernel_inline
-def spread_average(layout, i, row, n, top, bottom, lines, divisors, arrays):
-    """`AveragePoolGrad`."""
+def distribute_average(layout, windows, lines, divisors, arrays):
+    """Compute `AveragePoolGrad`."""
     output_gradient, gradient = arrays
-    length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
+    length, at = lines.shape[1], first_window(layout, windows)
     vector_divide(lines, 0, output_gradient, at, divisors, layout.out_cols)
     if layout.stride_cols == layout.window_cols == 2 and not overhangs(layout):
-        # The commonest windows, of which no two share a column.
+        # The most common windows, of which no two share a column.
         cols = 2 * layout.out_cols
         repeat_each(lines, 2 * length, lines, 0, layout.out_cols)
     else:
         cols = layout.cols
         place(layout, lines[1], lines, 0)
-        first, width = length + layout.pad_cols, layout.window_cols
-        pool_sum(lines, 2 * length, lines, first, 0, 1, 0, 1, width, 1, divisors, cols)
-    for r in range(top, bottom):
-        vector_add(gradient, (i * layout.rows + r) * layout.cols, lines, 2 * length, cols)
+        seen, window = Grid(lines, length + layout.pad_cols, 0, 0), Window(1, layout.window_cols, 1)
+        pool_sum(Rows(lines, 2 * length, 0), seen, window, 1, cols, divisors)
+    for r in range(windows.top, windows.bottom):
+        vector_add(gradient, (windows.map * layout.rows + r) * layout.cols, lines, 2 * length, cols)
 
 
 @kernel_inline
-def give_to_maxima(layout, i, row, n, top, bottom, lines, divisors, arrays):
-    """`MaxPoolGrad`."""
+def add_to_maxima(layout, windows, lines, divisors, arrays):
+    """Compute `MaxPoolGrad`."""
     x, maxima, output_gradient, gradient = arrays
-    length, at = lines.shape[1], (i * layout.out_rows + row) * layout.out_cols
+    length, at = lines.shape[1], first_window(layout, windows)
     place(layout, lines[0], maxima, at)
     place(layout, lines[1], output_gradient, at)
-    for r in range(top, bottom):
-        at = (i * layout.rows + r) * layout.cols
+    for r in range(windows.top, windows.bottom):
+        at = (windows.map * layout.rows + r) * layout.cols
         add_where_equal(
-            gradient, at, x, at, lines, layout.pad_cols, lines, length + layout.pad_cols,
-            layout.window_cols, layout.cols,
-        )  # fmt: skip
+            Elements(gradient, at),
+            Elements(x, at),
+            Elements(lines, layout.pad_cols),
+            Elements(lines, length + layout.pad_cols),
+            layout.window_cols,
+            layout.cols,
+        )
 
 
 @kernel_inline
-def take_from_maxima(layout, i, row, n, top, bottom, lines, divisors, arrays):
-    """`MaxPoolGradGrad`."""
+def sum_of_maxima(layout, windows, lines, divisors, arrays):
+    """Compute `MaxPoolGradGrad`."""
     x, maxima, cotangent, out = arrays
     length, starts = lines.shape[1], window_starts(layout)
-    place(layout, lines[0], maxima, (i * layout.out_rows + row) * layout.out_cols)
+    place(layout, lines[0], maxima, first_window(layout, windows))
     fill(lines[3], 0)
-    for r in range(top, bottom):
-        at = (i * layout.rows + r) * layout.cols
+    for r in range(windows.top, windows.bottom):
+        at = (windows.map * layout.rows + r) * layout.cols
         vector_copy(lines, length + layout.pad_cols, x, at, layout.cols)
         vector_copy(lines, 2 * length + layout.pad_cols, cotangent, at, layout.cols)
         add_where_equal(
-            lines, 3 * length, lines, layout.window_cols - 1, lines, length, lines, 2 * length,
-            layout.window_cols, starts,
-        )  # fmt: skip
-    pick(layout, lines[3], out, (i * layout.out_rows + row) * layout.out_cols)
+            Elements(lines, 3 * length),
+            Elements(lines, layout.window_cols - 1),
+            Elements(lines, length),
+            Elements(lines, 2 * length),
+            layout.window_cols,
+            starts,
+        )
+    pick(layout, lines[3], out, first_window(layout, windows))
 
 
 @kernel_njit
@@ -347,14 +375,14 @@ def check_output(layout, x, output):
         raise ValueError("maxima and output_gradient must have the output's shape", output.shape, expected)
 
 
-def layout_function(op):
-    """Make ``layout(x, *geometry)`` for an Op; the geometry is empty where the Op knows it."""
+def pool_layout_function(op):
+    """Make ``layout(x, *geometry)`` for an Op; the geometry is empty if the Op has it."""
     ignore_border, mode = op.ignore_border, getattr(op, "mode", "max")
     divide, count_padding = mode.startswith("average"), mode == "average_inc_pad"
 
     @kernel_njit
     def given(x, ws, stride, pad):
-        return layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
+        return pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
 
     if op.ws is None:
         return given
@@ -362,7 +390,7 @@ def layout_function(op):
 
     @kernel_njit
     def fixed(x):
-        return layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
+        return pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
 
     return fixed
 
@@ -370,14 +398,14 @@ def layout_function(op):
 @register_kernel(Pool)
 def make_pool(op, node, **kwargs):
     """Compile `Pool`."""
-    layout_for = layout_function(op)
+    layout_of = pool_layout_function(op)
     visit = (maximum, -np.inf) if op.mode == "max" else (average, 0)
     run_blocks = over_rows_of_windows(*visit, 2, at_once=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def pool(x, *geometry):
-        layout = layout_for(x, *geometry)
+        layout = layout_of(x, *geometry)
         out, out_maps = empty_output(layout, x)
         check(run_blocks(min(layout.maps, BLOCKS), layout, as_maps(x), out_maps))
         return out
@@ -388,13 +416,13 @@ def make_pool(op, node, **kwargs):
 @register_kernel(AveragePoolGrad)
 def make_average_pool_grad(op, node, **kwargs):
     """Compile `AveragePoolGrad`."""
-    layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(spread_average, 0, 2, accumulates=True)
+    layout_of = pool_layout_function(op)
+    run_blocks = over_rows_of_windows(distribute_average, 0, 2, accumulates=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def average_pool_grad(x, output_gradient, *geometry):
-        layout = layout_for(x, *geometry)
+        layout = layout_of(x, *geometry)
         check_output(layout, x, output_gradient)
         gradient = result(x.shape, x)
         check(run_blocks(min(layout.maps, BLOCKS), layout, as_maps(output_gradient), as_maps(gradient)))
@@ -406,13 +434,13 @@ def make_average_pool_grad(op, node, **kwargs):
 @register_kernel(MaxPoolGrad)
 def make_max_pool_grad(op, node, **kwargs):
     """Compile `MaxPoolGrad`."""
-    layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(give_to_maxima, 0, 4, accumulates=True)
+    layout_of = pool_layout_function(op)
+    run_blocks = over_rows_of_windows(add_to_maxima, 0, 4, accumulates=True)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def max_pool_grad(x, maxima, output_gradient, *geometry):
-        layout = layout_for(x, *geometry)
+        layout = layout_of(x, *geometry)
         check_output(layout, x, maxima)
         check_output(layout, x, output_gradient)
         gradient = result(x.shape, x)
@@ -426,13 +454,13 @@ def make_max_pool_grad(op, node, **kwargs):
 @register_kernel(MaxPoolGradGrad)
 def make_max_pool_grad_grad(op, node, **kwargs):
     """Compile `MaxPoolGradGrad`."""
-    layout_for = layout_function(op)
-    run_blocks = over_rows_of_windows(take_from_maxima, 0, 4)
+    layout_of = pool_layout_function(op)
+    run_blocks = over_rows_of_windows(sum_of_maxima, 0, 4)
     run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def max_pool_grad_grad(x, maxima, cotangent, *geometry):
-        layout = layout_for(x, *geometry)
+        layout = layout_of(x, *geometry)
         check_output(layout, x, maxima)
         if cotangent.shape != x.shape:
             raise ValueError("cotangent must have the shape of x", cotangent.shape, x.shape)

@@ -1,9 +1,10 @@
 """Numba kernels of the gradients of convolution and max-pooling in one.
 
-They visit only the positions of the maxima, which the mask of the forward pass tells.
+They visit only the positions of the maxima, which the mask of the forward pass gives.
 """
 
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -13,14 +14,16 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters_tap_by_tap,
     add_pixels,
     check_filters,
-    empty_partial,
+    empty_lists,
+    filter_runs,
+    filter_runs_type,
     offsets_of_runs,
-    runs_of_weights,
     sum_of_blocks,
+    zero_partial,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
-    LAYOUT,
+    CONV_LAYOUT,
     empty_image,
     load_image,
     store_image,
@@ -29,9 +32,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
 from deeplearning_tutorial.nnet.dispatch.numba.fused.conv_pool import (
     FEW_CHANNELS,
     empty_columns,
-    find_live_windows,
+    find_nonzero_windows,
     mask_words,
-    plain_layout,
+    plain_layout_function,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     all_finite,
@@ -41,10 +44,54 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     kernel_njit,
     parallel,
     register_kernel,
+    tuple_type,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import trailing_zeros
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import Pieces, trailing_zeros
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.fused.conv_pool import WORD_BITS, ConvMaxPoolGradFilters, ConvMaxPoolGradInput
+
+
+class PooledGradient(NamedTuple):
+    """The gradient of `ConvMaxPool`'s output, with what leads from there to the convolution's."""
+
+    output_gradient: Any
+    output: Any
+    """The output, read only where tanh joined."""
+    mask: Any
+    tanh: bool
+
+
+class FilterSums(NamedTuple):
+    """Partial sums of each block: (blocks, ...) of the filters' gradient and of the bias's."""
+
+    filters: Any
+    bias: Any
+
+
+def pooled_gradient_type(maps, mask):
+    """Return the type of `PooledGradient` for arrays of these types."""
+    return tuple_type(PooledGradient, maps, maps, mask, types.boolean)
+
+
+def contiguous_gradient_type(real):
+    """Return the type of `PooledGradient` as its kernels read it."""
+    return pooled_gradient_type(real[:, :, :, ::1], types.uint64[:, :, :, :, ::1])
+
+
+def given_gradient_type(real):
+    """Return the type of `PooledGradient` in any order in memory."""
+    return pooled_gradient_type(real[:, :, :, :], types.uint64[:, :, :, :, :])
+
+
+@kernel_njit
+def contiguous_gradient(memory, pooled):
+    """Return `PooledGradient` with its elements in C order."""
+    return PooledGradient(
+        contiguous(memory, pooled.output_gradient),
+        contiguous(memory, pooled.output),
+        contiguous(memory, pooled.mask),
+        pooled.tanh,
+    )
 
 
 # In whatever order is fastest on the machine, but in the same one each time.
@@ -59,16 +106,17 @@ def total_of(values):
 
 
 @kernel_njit
-def load_gradient(tanh, output_gradient, output, pooled_gradient):
-    """Copy (filters, rows, cols) to (filters, windows), through the derivative of tanh where it joined."""
-    gradients = output_gradient.reshape(output_gradient.size)
+def load_gradient(pooled, b, gradient):
+    """Copy image b's gradient to (filters, windows), through the derivative of tanh where it joined."""
+    output_gradient, output = pooled.output_gradient[b], pooled.output[b]
+    output_gradients = output_gradient.reshape(output_gradient.size)
     outputs = output.reshape(output.size)
-    pooled_gradients = pooled_gradient.reshape(pooled_gradient.size)
+    gradients = gradient.reshape(gradient.size)
     # Of the arrays' type, for an integer makes all of it double precision.
-    one = pooled_gradient.dtype.type(1)
-    for i in range(len(gradients)):
-        slope = one - outputs[i] * outputs[i] if tanh else one
-        pooled_gradients[i] = gradients[i] * slope
+    one = gradient.dtype.type(1)
+    for i in range(len(output_gradients)):
+        slope = one - outputs[i] * outputs[i] if pooled.tanh else one
+        gradients[i] = output_gradients[i] * slope
 
 
 @cache
@@ -78,25 +126,21 @@ def filters_gradient_block(window_rows, window_cols):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.UniTuple(types.int64, 2), types.boolean, real[:, :, :, ::1],
-            types.uint64[:, :, :, :, ::1], real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1],
-            real[:, :, :, :, ::1], types.float64[:, ::1],
+            CONV_LAYOUT, real[:, :, :, ::1], contiguous_gradient_type(real), types.int64[::1],
+            tuple_type(FilterSums, real[:, :, :, :, ::1], types.float64[:, ::1]),
         ),
         window_rows, window_cols,
     )  # fmt: skip
-    def grad_filters_block(
-        memory, block, blocks, layout, filter_shape, tanh, input, mask, output_gradient, output, offsets,
-        partial, partial_bias,
-    ):  # fmt: skip
-        n_filters = layout.filters
-        out_rows, out_cols = output_gradient.shape[2:]
+    def grad_filters_block(memory, block, blocks, layout, input, pooled, offsets, sums):
+        n_filters, mask = layout.filters, pooled.mask
+        out_rows, out_cols = pooled.output_gradient.shape[2:]
         # Flat lists, and unsigned indices, which Numba need not check for their sign.
         windows = out_rows * out_cols
         length = layout.out_rows * layout.out_cols
         room = np.uint64(length)
-        image = empty_image(memory, layout, partial.shape[4] + 2 * layout.half, input)
+        image = empty_image(memory, layout, sums.filters.shape[4] + 2 * layout.half, input)
         run_offsets = offsets_of_runs(memory, layout, offsets)
-        live, columns = empty(memory, (out_rows, out_cols), np.bool_), empty_columns(memory, layout, input)
+        nonzero, columns = empty(memory, (out_rows, out_cols), np.bool_), empty_columns(memory, layout, input)
         gradients = empty(memory, (n_filters, windows), input)
         pixels = empty(memory, n_filters * length, np.int64)
         factors = empty(memory, n_filters * length, input)
@@ -105,9 +149,9 @@ def filters_gradient_block(window_rows, window_cols):
         begin, end = block_of(block, blocks, len(input))
         for b in range(begin, end):
             load_image(layout, input[b], image)
-            load_gradient(tanh, output_gradient[b], output[b], gradients)
-            skip = layout.channels <= FEW_CHANNELS
-            # Zero times what is not finite is not zero: then all positions are listed, in their order.
+            load_gradient(pooled, b, gradients)
+            examine = layout.channels <= FEW_CHANNELS
+            # Zero times infinity or NaN is not zero: then all positions are listed, in their order.
             every = not all_finite(image)
             if every:
                 for k in range(n_filters):
@@ -117,13 +161,13 @@ def filters_gradient_block(window_rows, window_cols):
                 factors[:] = 0
             for k in range(n_filters):
                 total = total_of(gradients[k])
-                partial_bias[block, k] += total
-                skip &= np.isfinite(total)
+                sums.bias[block, k] += total
+                examine &= np.isfinite(total)
                 ends[k] = np.uint64(k) * room
-            find_live_windows(layout, *filter_shape, window_rows, window_cols, image, skip, columns, live)
+            find_nonzero_windows(layout, (window_rows, window_cols), image, examine, columns, nonzero)
             for row in range(out_rows):
                 for col in range(out_cols):
-                    for p in range(positions if live[row, col] else 0):
+                    for p in range(positions if nonzero[row, col] else 0):
                         at_row, at_col = divmod(p, window_cols)
                         at_row += row * window_rows
                         at_col += col * window_cols
@@ -142,7 +186,8 @@ def filters_gradient_block(window_rows, window_cols):
             for k in range(n_filters):
                 first = k * length
                 count = length if every else np.int64(ends[k]) - first
-                add_pixels(layout, partial[block, 0], k, image, run_offsets, pixels, factors, first, count)
+                pieces = Pieces(pixels, factors, first, count)
+                add_pixels(layout, sums.filters[block, 0], k, image, run_offsets, pieces)
 
     return grad_filters_block
 
@@ -154,30 +199,21 @@ def filters_gradient(window_rows, window_cols):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
-            real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1], real[::1],
+            CONV_LAYOUT, real[:, :, :, :], given_gradient_type(real), real[:, :, :, ::1], real[::1]
         ),
         window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
-    def grad_filters(
-        memory, block, blocks, layout, flip, tanh, input, mask, output_gradient, output, gradient,
-        bias_gradient,
-    ):  # fmt: skip
-        partial = empty_partial(memory, layout, gradient)
-        offsets = tap_offsets(memory, layout, gradient, (1, 1))
-        partial_bias = zeros(memory, (BLOCKS, layout.filters), np.float64)
-        check(
-            run_blocks(
-                BLOCKS, layout, gradient.shape[2:], tanh, contiguous(memory, input),
-                contiguous(memory, mask), contiguous(memory, output_gradient), contiguous(memory, output),
-                offsets, partial, partial_bias,
-            )
-        )  # fmt: skip
-        sum_of_blocks(layout, partial, flip, gradient)
+    def grad_filters(memory, block, blocks, layout, input, pooled, gradient, bias_gradient):
+        input, pooled = contiguous(memory, input), contiguous_gradient(memory, pooled)
+        offsets = tap_offsets(memory, layout)
+        bias_sums = zeros(memory, (BLOCKS, layout.filters), np.float64)
+        sums = FilterSums(zero_partial(memory, layout, gradient), bias_sums)
+        check(run_blocks(BLOCKS, layout, input, pooled, offsets, sums))
+        sum_of_blocks(layout, sums.filters, gradient)
         for k in range(layout.filters):
             total = 0.0
             for block in range(BLOCKS):
-                total += partial_bias[block, k]
+                total += sums.bias[block, k]
             bias_gradient[k] = total
 
     return grad_filters
@@ -190,35 +226,31 @@ def input_gradient_block(window_rows, window_cols):
 
     @parallel(
         lambda real: (
-            LAYOUT, types.boolean, types.boolean, real[:, :, :, ::1], types.uint64[:, :, :, :, ::1],
-            real[:, :, :, ::1], real[:, :, :, ::1], types.int64[::1], real[:, :, :, ::1],
+            CONV_LAYOUT, filter_runs_type(real), contiguous_gradient_type(real), real[:, :, :, ::1]
         ),
         window_rows, window_cols,
     )  # fmt: skip
-    def grad_input_block(
-        memory, block, blocks, layout, tanh, every, runs, mask, output_gradient, output, offsets, gradient
-    ):
-        n_filters = layout.filters
-        out_rows, out_cols = output_gradient.shape[2:]
-        length = runs.shape[3]
+    def grad_input_block(memory, block, blocks, layout, runs, pooled, gradient):
+        n_filters, length, mask = layout.filters, runs.weights.shape[3], pooled.mask
+        out_rows, out_cols = pooled.output_gradient.shape[2:]
         rows, cols = out_rows * window_rows, out_cols * window_cols
+        # Zero times infinity or NaN is not zero.
+        every = not runs.finite
         # Beyond the last windows all gradients are zero.
         shape = (layout.out_rows, layout.out_cols, n_filters) if every else (rows, cols, n_filters)
-        image = empty_image(memory, layout, length, runs)
-        run_offsets = offsets_of_runs(memory, layout, offsets)
-        gradients = empty(memory, (n_filters, out_rows * out_cols), runs)
-        chosen, factors = empty(memory, shape, np.int32), empty(memory, shape, runs)
-        counts = empty(memory, shape[:2], np.int32)
+        image = empty_image(memory, layout, length, runs.weights)
+        gradients = empty(memory, (n_filters, out_rows * out_cols), runs.weights)
+        lists = empty_lists(memory, shape, runs.weights)
         if every:
-            counts[:] = n_filters
+            lists.counts[:] = n_filters
             for k in range(n_filters):
-                chosen[:, :, k] = k * length
+                lists.offsets[:, :, k] = k * length
         begin, end = block_of(block, blocks, len(gradient))
         for b in range(begin, end):
             image[:] = 0
             if every:
-                factors[:] = 0
-            load_gradient(tanh, output_gradient[b], output[b], gradients)
+                lists.factors[:] = 0
+            load_gradient(pooled, b, gradients)
             for row in range(out_rows):
                 for col in range(out_cols):
                     for p in range(positions):
@@ -231,15 +263,15 @@ def input_gradient_block(window_rows, window_cols):
                                 k = np.uint64(word * WORD_BITS) + trailing_zeros(bits)
                                 bits &= bits - np.uint64(1)
                                 place = k if every else np.uint64(count)
-                                chosen[at_row, at_col, place] = k * np.uint64(length)
-                                factors[at_row, at_col, place] = gradients[k, row * out_cols + col]
+                                lists.offsets[at_row, at_col, place] = k * np.uint64(length)
+                                lists.factors[at_row, at_col, place] = gradients[k, row * out_cols + col]
                                 count += 1
                         if not every:
-                            counts[at_row, at_col] = count
+                            lists.counts[at_row, at_col] = count
             if all_finite(gradients.reshape(gradients.size)):
-                add_filters(memory, layout, image, runs[0], run_offsets, chosen, factors, counts)
+                add_filters(memory, layout, image, runs, 0, lists)
             else:
-                add_filters_tap_by_tap(layout, image, runs[0], run_offsets, chosen, factors, counts)
+                add_filters_tap_by_tap(layout, image, runs, 0, lists)
             store_image(layout, image, gradient[b])
 
     return grad_input_block
@@ -251,25 +283,12 @@ def input_gradient(window_rows, window_cols):
     run_blocks = input_gradient_block(window_rows, window_cols)
 
     @parallel(
-        lambda real: (
-            LAYOUT, types.boolean, types.boolean, real[:, :, :, :], types.uint64[:, :, :, :, :],
-            real[:, :, :, :], real[:, :, :, :], real[:, :, :, ::1],
-        ),
+        lambda real: (CONV_LAYOUT, real[:, :, :, :], given_gradient_type(real), real[:, :, :, ::1]),
         window_rows, window_cols, uses=[run_blocks],
     )  # fmt: skip
-    def grad_input(
-        memory, block, blocks, layout, flip, tanh, filters, mask, output_gradient, output, gradient
-    ):
-        runs = runs_of_weights(memory, layout, filters, flip)
-        offsets = tap_offsets(memory, layout, filters, (1, 1))
-        # Zero times what is not finite is not zero.
-        every = not all_finite(runs.reshape(runs.size))
-        check(
-            run_blocks(
-                min(len(gradient), 4 * BLOCKS), layout, tanh, every, runs, contiguous(memory, mask),
-                contiguous(memory, output_gradient), contiguous(memory, output), offsets, gradient,
-            )
-        )  # fmt: skip
+    def grad_input(memory, block, blocks, layout, filters, pooled, gradient):
+        blocks, pooled = min(len(gradient), 4 * BLOCKS), contiguous_gradient(memory, pooled)
+        check(run_blocks(blocks, layout, filter_runs(memory, layout, filters), pooled, gradient))
 
     return grad_input
 
@@ -302,13 +321,13 @@ def with_or_without_output(op, kernel):
 @register_kernel(ConvMaxPoolGradFilters)
 def make_conv_max_pool_grad_filters(op, node, **kwargs):
     """Compile `ConvMaxPoolGradFilters`."""
-    flip, ws, tanh = op.filter_flip, op.ws, op.tanh
+    layout_of, ws, tanh = plain_layout_function(op), op.ws, op.tanh
     differentiate = filters_gradient(*ws)
     differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_filters(input, filters, mask, output_gradient, output):
-        layout = plain_layout(input, filters)
+        layout = layout_of(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
         gradient, bias_gradient = result(filters.shape, filters), result(layout.filters, filters)
         if output_gradient.size == 0:
@@ -316,11 +335,8 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
             gradient[...] = 0
             bias_gradient[:] = 0
             return gradient, bias_gradient
-        check(
-            differentiate(
-                1, layout, flip, tanh, input, mask, output_gradient, output, gradient, bias_gradient
-            )
-        )
+        pooled = PooledGradient(output_gradient, output, mask, tanh)
+        check(differentiate(1, layout, input, pooled, gradient, bias_gradient))
         return gradient, bias_gradient
 
     return with_or_without_output(op, conv_max_pool_grad_filters)
@@ -329,13 +345,13 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
 @register_kernel(ConvMaxPoolGradInput)
 def make_conv_max_pool_grad_input(op, node, **kwargs):
     """Compile `ConvMaxPoolGradInput`."""
-    flip, ws, tanh = op.filter_flip, op.ws, op.tanh
+    layout_of, ws, tanh = plain_layout_function(op), op.ws, op.tanh
     differentiate = input_gradient(*ws)
     differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):
-        layout = plain_layout(input, filters)
+        layout = layout_of(input, filters)
         check_gradient(layout, ws, input, mask, output_gradient, output)
         check_filters(layout, filters)
         gradient = result(input.shape, filters)
@@ -343,7 +359,8 @@ def make_conv_max_pool_grad_input(op, node, **kwargs):
             check(missing(gradient))
             gradient[...] = 0
             return gradient
-        check(differentiate(1, layout, flip, tanh, filters, mask, output_gradient, output, gradient))
+        pooled = PooledGradient(output_gradient, output, mask, tanh)
+        check(differentiate(1, layout, filters, pooled, gradient))
         return gradient
 
     return with_or_without_output(op, conv_max_pool_grad_input)

@@ -4,6 +4,8 @@ A chunk of examples is multiplied by the weights and, while it is in the cache, 
 Vectors of zeros, the background of digits, are passed over.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import types
 
@@ -23,16 +25,19 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     kernel_njit,
     parallel,
     register_kernel,
+    tuple_type,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     INNER_COLUMNS,
     INNER_ROWS,
     OUTER_COLUMNS,
+    OuterShape,
     add_outer_rows,
     inner_tile,
     list_vectors,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Grid, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_add, vector_exp_of_negative
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
@@ -42,6 +47,21 @@ from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLike
 BLOCK_ROWS = 128
 # Examples that stay in the cache, with the weights and their gradient; at most 64 groups of INNER_ROWS.
 CHUNK_ROWS = 32
+
+
+class Classifier(NamedTuple):
+    """The parameters of a linear classifier."""
+
+    weights: Any
+    biases: Any
+
+
+class Results(NamedTuple):
+    """Log-likelihoods, and the gradients of the classifier's parameters, or partial sums of them."""
+
+    log_likelihoods: Any
+    gradient: Any
+    bias_gradient: Any
 
 
 @kernel_inline
@@ -74,24 +94,23 @@ def softmax_columns(scores, b, labels, log_likelihoods, maxima, totals):
 
 @parallel(
     lambda real: (
-        real[:, :], real[:, ::1], real[::1], types.int64[::1], real[::1], real[::1], real[:, :, ::1],
-        types.float64[:, ::1],
+        real[:, :], tuple_type(Classifier, real[:, ::1], real[::1]), types.int64[::1], real[::1],
+        tuple_type(Results, real[::1], real[:, :, ::1], types.float64[:, ::1]),
     ),
 )  # fmt: skip
-def rows_block(
-    memory, block, blocks, x, weights, b, labels, output_gradient, log_likelihoods, gradients, bias_gradients
-):
-    """Work on a block of examples; ``weights`` and ``gradients`` are (..., classes, features)."""
+def rows_block(memory, block, blocks, x, classifier, labels, output_gradient, results):
+    """Work on a block of examples; weights are (classes, features), gradients (blocks, classes, features)."""
+    weights, gradients, bias_gradients = classifier.weights, results.gradient, results.bias_gradient
     classes, features = weights.shape
     x_step, _ = steps(x)
     n_vectors = features // (REGISTER_BYTES // x.itemsize)
     scores = zeros(memory, (classes, CHUNK_ROWS), x)
     maxima, totals = empty(memory, CHUNK_ROWS, x), empty(memory, CHUNK_ROWS, x)
     score_gradients = empty(memory, (CHUNK_ROWS, classes), x)
-    places, masks = empty(memory, n_vectors, np.int64), empty(memory, n_vectors, np.int64)
+    numbers, masks = empty(memory, n_vectors, np.int64), empty(memory, n_vectors, np.int64)
     gradients[block] = 0
     bias_gradients[block] = 0
-    # Zero times what is not finite is not zero.
+    # Zero times infinity or NaN is not zero.
     every = not all_finite(weights.reshape(weights.size))
     # As few columns in the last tile as in the others would leave it waiting for its sums.
     tiles = (classes + INNER_COLUMNS - 1) // INNER_COLUMNS
@@ -105,17 +124,17 @@ def rows_block(
             # A single row is multiplied twice.
             step = 1 if r + INNER_ROWS <= n else 0
             at = (first + r) * x_step
-            count = list_vectors(places, x, at, step * x_step, features, every)
+            examples = Rows(x, at, step * x_step)
+            count = list_vectors(numbers, examples, features, every)
             for i in range(count):
-                masks[places[i]] |= np.int64(1) << (r // INNER_ROWS)
+                masks[numbers[i]] |= np.int64(1) << (r // INNER_ROWS)
             for c in range(0, classes, tile_columns):
-                inner_tile(
-                    scores, c * CHUNK_ROWS + r, step, CHUNK_ROWS, x, at, step * x_step,
-                    weights, c * features, features,
-                    places, count, features, min(tile_columns, classes - c),
-                )  # fmt: skip
+                target = Grid(scores, c * CHUNK_ROWS + r, step, CHUNK_ROWS)
+                columns, n_columns = Rows(weights, c * features, features), min(tile_columns, classes - c)
+                inner_tile(target, examples, columns, numbers, count, features, n_columns)
         rows = slice(first, first + n)
-        softmax_columns(scores, b, labels[rows], log_likelihoods[rows], maxima, totals)
+        log_likelihoods = results.log_likelihoods[rows]
+        softmax_columns(scores, classifier.biases, labels[rows], log_likelihoods, maxima, totals)
 
         score_gradients[:] = 0
         for r in range(n):
@@ -130,39 +149,40 @@ def rows_block(
             masks[:] = (np.int64(1) << ((n + INNER_ROWS - 1) // INNER_ROWS)) - 1
         for c in range(0, classes, OUTER_COLUMNS):
             add_outer_rows(
-                gradients, (block * classes + c) * features, features, x, first * x_step, x_step, masks,
-                score_gradients, c, classes, n, features, min(OUTER_COLUMNS, classes - c),
+                Rows(gradients, (block * classes + c) * features, features),
+                Rows(x, first * x_step, x_step),
+                Rows(score_gradients, c, classes),
+                OuterShape(n, min(OUTER_COLUMNS, classes - c), features),
+                masks,
                 CHUNK_ROWS * x_step,
-            )  # fmt: skip
+            )
 
 
 @parallel(
     lambda real: (
-        real[:, :], real[:, :], real[:], types.int64[::1], real[:], real[::1], real[:, ::1], real[::1]
+        real[:, :], tuple_type(Classifier, real[:, :], real[:]), types.int64[::1], real[:],
+        tuple_type(Results, real[::1], real[:, ::1], real[::1]),
     ),
     uses=(copy_block, rows_block),
 )  # fmt: skip
-def all_rows(
-    memory, block, blocks, x, W, b, labels, output_gradient, log_likelihoods, gradient, bias_gradient
-):
+def all_rows(memory, block, blocks, x, classifier, labels, output_gradient, results):
     """Work on all examples, to be called as a single block."""
+    W = classifier.weights
     features, classes = W.shape
     # The gradients of no example at all are zeros, which a block writes.
     blocks = max(1, len(labels) // BLOCK_ROWS)
     gradients = empty(memory, (blocks, classes, features), x)
     bias_gradients = empty(memory, (blocks, classes), np.float64)
-    check(
-        rows_block(
-            blocks, in_row_order(memory, x), transposed_columns(memory, W), contiguous(memory, b), labels,
-            contiguous(memory, output_gradient), log_likelihoods, gradients, bias_gradients,
-        )
-    )  # fmt: skip
+    x, output_gradient = in_row_order(memory, x), contiguous(memory, output_gradient)
+    by_classes = Classifier(transposed_columns(memory, W), contiguous(memory, classifier.biases))
+    partial = Results(results.log_likelihoods, gradients, bias_gradients)
+    check(rows_block(blocks, x, by_classes, labels, output_gradient, partial))
     for block in range(1, blocks):
         vector_add(gradients, 0, gradients, block * W.size, W.size)
         vector_add(bias_gradients, 0, bias_gradients, block * classes, classes)
-    transpose(gradient, 0, classes, gradients, 0, features, classes, features)
+    transpose(Rows(results.gradient, 0, classes), Rows(gradients, 0, features), classes, features)
     for c in range(classes):
-        bias_gradient[c] = bias_gradients[0, c]
+        results.bias_gradient[c] = bias_gradients[0, c]
 
 
 @register_kernel(LinearLogLikelihood)
@@ -183,7 +203,8 @@ def make_linear_log_likelihood(op, node, **kwargs):
         for i in range(len(y)):
             labels[i] = from_first(y[i], classes)
         log_likelihoods, gradient, bias_gradient = result(len(y), x), result(W.shape, x), result(classes, x)
-        check(all_rows(1, x, W, b, labels, output_gradient, log_likelihoods, gradient, bias_gradient))
+        results = Results(log_likelihoods, gradient, bias_gradient)
+        check(all_rows(1, x, Classifier(W, b), labels, output_gradient, results))
         return log_likelihoods, gradient, bias_gradient
 
     return linear_log_likelihood

@@ -4,6 +4,8 @@ The result is divided into blocks of rows and columns. A block packs its columns
 result is then summed in registers over the whole inner length, so blocks and threads do not change it.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import types
 
@@ -12,9 +14,11 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
     in_order,
+    kernel_inline,
     kernel_njit,
     parallel,
     register_kernel,
+    tuple_type,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
@@ -24,8 +28,9 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     inner_tile,
     list_vectors,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Grid, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import copy_elements, descend
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import copy_elements, sgd_step
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
@@ -38,6 +43,28 @@ NARROW = 12
 COPY_ELEMENTS = 1 << 14
 
 in_halves = kernel_njit(tiles.in_halves)
+
+
+class GradientStep(NamedTuple):
+    """A step of gradient descent whose gradient is a product."""
+
+    update: bool
+    """False for a product alone; then nothing else is read."""
+    weights: Any
+    rate: float
+    decay: float
+
+
+def gradient_step_type(real):
+    """Return the type of `GradientStep`."""
+    return tuple_type(GradientStep, types.boolean, real[:, ::1], real, real)
+
+
+@kernel_njit
+def no_step(out):
+    """Return the `GradientStep` of a product that is not a gradient."""
+    zero = out.dtype.type(0)
+    return GradientStep(False, out, zero, zero)
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1]))
@@ -53,35 +80,67 @@ def copy_block(memory, block, blocks, b, out):
 
 @kernel_njit
 def steps(x):
-    """Distances between the rows and between the columns, in elements."""
+    """Return the distances between the rows and between the columns, in elements."""
     return x.strides[0] // x.itemsize, x.strides[1] // x.itemsize
 
 
 @kernel_njit
-def part_of(block, row_blocks, col_blocks, rows, halves):
-    """Return the first row of a block and of the next, its first half vector of columns and their number."""
+def part_of(block, grid, rows, halves):
+    """Return the first row of a block and of the next, its first half vector of columns and their number.
+
+    ``grid`` is the number of blocks of rows and of columns.
+    """
+    row_blocks, col_blocks = grid
     begin, end = block_of(block // col_blocks, row_blocks, rows)
     first, last = block_of(block % col_blocks, col_blocks, halves)
     return begin, end, first, last - first
 
 
+@kernel_inline
+def update_rows(out, step, tile, first, begin, end, left, right):
+    """Update the weights of rows in ``range(begin, end)`` and columns in ``range(left, right)``.
+
+    ``tile`` is the gradient from row ``first`` and column ``left`` on. Returns the sum of squares of these
+    weights before.
+    """
+    cols, width = out.shape[1], tile.shape[1]
+    half = REGISTER_BYTES // tile.itemsize // 2
+    whole = (right - left) // half
+    squares = np.float64(
+        sgd_step(
+            Rows(out, begin * cols + left, cols),
+            Rows(step.weights, begin * cols + left, cols),
+            Rows(tile, (begin - first) * width, width),
+            step.rate,
+            step.decay,
+            end - begin,
+            whole,
+        )
+    )
+    for row in range(begin, end):
+        for col in range(left + whole * half, right):
+            weight = step.weights[row, col]
+            squares += weight * weight
+            out[row, col] = weight - step.rate * (tile[row - first, col - left] + step.decay * weight)
+    return squares
+
+
 @parallel(
     lambda real: (
-        types.int64, types.int64, real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real,
-        real, types.float64[::1],
+        types.UniTuple(types.int64, 2), real[:, :], real[:, :], real[:, ::1], gradient_step_type(real),
+        types.float64[::1],
     ),
 )  # fmt: skip
-def product_block(
-    memory, block, blocks, row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares
-):
-    """Compute a block of the product, or with ``update`` of the new weights.
+def product_block(memory, block, blocks, grid, a, b, out, step, squares):
+    """Compute a block of the product, or of the weights after a `GradientStep`.
 
-    ``b`` has its rows side by side in memory. ``out`` may be ``weights`` itself. ``squares[block]`` receives
-    the sum of squares of the block's weights before; without memory it is left alone, as the weights are.
+    ``b`` has its rows side by side in memory. ``out`` may be the weights themselves. ``squares[block]``
+    receives the sum of squares of the block's weights before; without memory neither it nor the weights
+    change.
     """
     inner, cols = b.shape
     half = REGISTER_BYTES // a.itemsize // 2
-    begin, end, first_half, halves = part_of(block, row_blocks, col_blocks, len(a), in_halves(cols, half))
+    begin, end, first_half, halves = part_of(block, grid, len(a), in_halves(cols, half))
     left, right = first_half * half, min((first_half + halves) * half, cols)
 
     whole_vectors = (first_half + halves) * half <= cols
@@ -100,34 +159,21 @@ def product_block(
     tile = empty(memory, (TILE_COLUMNS, halves * half), a)
     squares[block] = 0
     # A tile is always whole: the last one overlaps the one before, and few rows are computed one by one.
-    step, column = (TILE_COLUMNS, row_step) if end - begin >= TILE_COLUMNS else (1, 0)
-    for start in range(begin, end, step):
-        row = min(start, end - step)
-        if whole_vectors and step == TILE_COLUMNS and not update:
-            convolve_tile(
-                out, row * cols + left, cols, a, row * row_step, column,
-                columns, first, width, offsets, halves, False,
-            )  # fmt: skip
+    n_rows, column = (TILE_COLUMNS, row_step) if end - begin >= TILE_COLUMNS else (1, 0)
+    for start in range(begin, end, n_rows):
+        row = min(start, end - n_rows)
+        rows_of_a, packed = Rows(a, row * row_step, column), Rows(columns, first, width)
+        if whole_vectors and n_rows == TILE_COLUMNS and not step.update:
+            target = Rows(out, row * cols + left, cols)
+            convolve_tile(target, rows_of_a, packed, offsets, halves, False)
+            continue
+        convolve_tile(Rows(tile, 0, tile.shape[1]), rows_of_a, packed, offsets, halves, False)
+        if step.update:
+            # From the row that the tile before has not updated.
+            squares[block] += update_rows(out, step, tile, row, start, row + n_rows, left, right)
         else:
-            convolve_tile(
-                tile, 0, tile.shape[1], a, row * row_step, column,
-                columns, first, width, offsets, halves, False,
-            )  # fmt: skip
-            if update:
-                # From the row that the tile before has not updated.
-                done, whole = start - row, (right - left) // half
-                squares[block] += descend(
-                    out, weights, start * cols + left, cols, tile, done * tile.shape[1], tile.shape[1],
-                    rate, decay, step - done, whole,
-                )  # fmt: skip
-                for r in range(done, step):
-                    for col in range(left + whole * half, right):
-                        weight = weights[row + r, col]
-                        squares[block] += weight * weight
-                        out[row + r, col] = weight - rate * (tile[r, col - left] + decay * weight)
-            else:
-                for r in range(step):
-                    copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
+            for r in range(n_rows):
+                copy_elements(out, (row + r) * cols + left, tile, r * tile.shape[1], right - left)
 
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]))
@@ -136,18 +182,19 @@ def inner_block(memory, block, blocks, a, transposed, out):
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
-    places = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int64)
+    numbers = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int64)
     every = not all_finite(transposed.reshape(transposed.size))
     # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
     step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
     for start in range(begin, end, step):
         row = min(start, end - step)
-        count = list_vectors(places, a, row * a_step, row_step * a_step, inner, every)
+        rows_of_a = Rows(a, row * a_step, row_step * a_step)
+        count = list_vectors(numbers, rows_of_a, inner, every)
         for col in range(0, cols, INNER_COLUMNS):
-            inner_tile(
-                out, row * cols + col, row_step * cols, 1, a, row * a_step, row_step * a_step,
-                transposed, col * inner, inner, places, count, inner, min(INNER_COLUMNS, cols - col),
-            )  # fmt: skip
+            target = Grid(out, row * cols + col, row_step * cols, 1)
+            columns = Rows(transposed, col * inner, inner)
+            n_columns = min(INNER_COLUMNS, cols - col)
+            inner_tile(target, rows_of_a, columns, numbers, count, inner, n_columns)
 
 
 @kernel_njit
@@ -166,7 +213,7 @@ def transposed_columns(memory, b):
     b = in_row_order(memory, b)
     inner, cols = b.shape
     out = empty(memory, (cols, inner), b)
-    transpose(out, 0, inner, b, 0, steps(b)[0], inner, cols)
+    transpose(Rows(out, 0, inner), Rows(b, 0, steps(b)[0]), inner, cols)
     return out
 
 
@@ -186,29 +233,26 @@ def update_without_memory(a, b, out, weights, rate, decay):
 
 
 @kernel_njit
-def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
-    """Multiply tile by tile; return the sum of squares of the weights before an update."""
+def multiply_tiles(memory, a, b, out, step):
+    """Multiply tile by tile; return the sum of squares of the weights before a `GradientStep`."""
     rows, cols = out.shape
     half = REGISTER_BYTES // a.itemsize // 2
     halves = in_halves(cols, half)
-    col_blocks = (halves + TILE_HALVES - 1) // TILE_HALVES
-    row_blocks = max(1, rows // BLOCK_ROWS)
+    grid = max(1, rows // BLOCK_ROWS), (halves + TILE_HALVES - 1) // TILE_HALVES
     b = in_row_order(memory, b)
-    squares = empty(memory, row_blocks * col_blocks, np.float64)
+    squares = empty(memory, grid[0] * grid[1], np.float64)
     squares[:] = -1
-    failed = product_block(
-        len(squares), row_blocks, col_blocks, a, b, out, update, weights, rate, decay, squares
-    )
-    if failed and update:
+    failed = product_block(len(squares), grid, a, b, out, step, squares)
+    if failed and step.update:
         # Weights of which some are new and some are old would be of no use to anyone.
         for block in range(len(squares)):
             if squares[block] == -1:
-                begin, end, first, number = part_of(block, row_blocks, col_blocks, rows, halves)
+                begin, end, first, number = part_of(block, grid, rows, halves)
                 left, right = first * half, min((first + number) * half, cols)
+                old, new = step.weights[begin:end, left:right], out[begin:end, left:right]
                 squares[block] = update_without_memory(
-                    a[begin:end], b[:, left:right], out[begin:end, left:right],
-                    weights[begin:end, left:right], rate, decay,
-                )  # fmt: skip
+                    a[begin:end], b[:, left:right], new, old, step.rate, step.decay
+                )
     else:
         check(failed)
     total = 0.0
@@ -218,32 +262,30 @@ def multiply_tiles(memory, a, b, out, update, weights, rate, decay):
 
 
 @parallel(
-    lambda real: (
-        real[:, :], real[:, :], real[:, ::1], types.boolean, real[:, ::1], real, real, real[::1]
-    ),
+    lambda real: (real[:, :], real[:, :], real[:, ::1], gradient_step_type(real), real[::1]),
     uses=(copy_block, product_block, inner_block),
-)  # fmt: skip
-def multiply(memory, block, blocks, a, b, out, update, weights, rate, decay, squares):
-    """Multiply; few columns would leave a tile's vectors half empty, so others are found.
+)
+def multiply(memory, block, blocks, a, b, out, step, squares):
+    """Multiply; few columns would leave a tile's vectors half empty, so other loops take them.
 
-    An update sets the one element of ``squares``, if there is one, to the sum of squares of the weights
-    before, and fails before it writes any weight or not at all. To be called as a single block: it is
-    compiled once, and not for every order in memory that a graph has.
+    A `GradientStep` sets the one element of ``squares``, if there is one, to the sum of squares of the
+    weights before, and fails before it writes any weight or not at all. To be called as a single block: it
+    is compiled once, and not for every order in memory that a graph has.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
-    if update:
-        total = multiply_tiles(memory, a, b, out, update, weights, rate, decay)
+    if step.update:
+        total = multiply_tiles(memory, a, b, out, step)
         if len(squares):
             squares[0] = total
     elif cols <= NARROW and inner >= 4 * NARROW and inner_step == 1:
         check(inner_block(max(1, rows // BLOCK_ROWS), a, transposed_columns(memory, b), out))
     elif cols <= NARROW and rows >= 4 * NARROW and row_step == 1:
         transposed = empty(memory, (cols, rows), a)
-        multiply_tiles(memory, b.T, a.T, transposed, update, weights, rate, decay)
-        transpose(out, 0, cols, transposed, 0, rows, cols, rows)
+        multiply_tiles(memory, b.T, a.T, transposed, step)
+        transpose(Rows(out, 0, cols), Rows(transposed, 0, rows), cols, rows)
     else:
-        multiply_tiles(memory, a, b, out, update, weights, rate, decay)
+        multiply_tiles(memory, a, b, out, step)
 
 
 @kernel_njit
@@ -251,8 +293,8 @@ def matrix_product(a, b):
     """Compute `MatrixProduct`."""
     if a.shape[1] != b.shape[0]:
         raise ValueError("the columns of one matrix are not the rows of the other", a.shape, b.shape)
-    out, none, zero = result((len(a), b.shape[1]), a), result(0, a), a.dtype.type(0)
-    check(multiply(1, a, b, out, False, out, zero, zero, none))
+    out, no_squares = result((len(a), b.shape[1]), a), result(0, a)
+    check(multiply(1, a, b, out, no_step(out), no_squares))
     return out
 
 
@@ -266,9 +308,9 @@ def make_matrix_product(op, node, **kwargs):
 @parallel(lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), uses=(multiply,))
 def multiply_stack(memory, block, blocks, a, b, out):
     """Multiply one pair of matrices after the other, to be called as a single block."""
-    zero, none = a.dtype.type(0), empty(memory, 0, a)
+    no_squares = empty(memory, 0, a)
     for i in range(len(out)):
-        check(multiply(1, a[i], b[i], out[i], False, out[i], zero, zero, none))
+        check(multiply(1, a[i], b[i], out[i], no_step(out[i]), no_squares))
 
 
 @register_kernel(BatchedMatrixProduct)
@@ -307,8 +349,8 @@ def make_weight_update(op, node, **kwargs):
             squares = new.reshape(new.size)[:0]
         rate, decay = learning_rate[0, 0], weight_decay[0, 0]
         check(missing(old) or missing(new) or missing(squares))
-        if multiply(1, a, b, new, True, old, rate, decay, squares):
-            # It takes long, but other weights may have been updated, and only part of a step is of no use.
+        if multiply(1, a, b, new, GradientStep(True, old, rate, decay), squares):
+            # It takes long, but other weights may have been updated, and part of a step is of no use.
             total = update_without_memory(a, b, new, old, rate, decay)
             if len(squares):
                 squares[0] = total

@@ -48,12 +48,10 @@ class Emitter:
         self.scalar = context.get_value_type(dtype)
         self.itemsize = dtype.bitwidth // 8
         self.half = REGISTER_BYTES // self.itemsize // 2
+        self.vector = ir.VectorType(self.scalar, 2 * self.half)
+        self.half_vector = ir.VectorType(self.scalar, self.half)
 
-    def pointer(self, array_type, array, offset):
-        data = self.context.make_array(array_type)(self.context, self.builder, array).data
-        return self.step(data, offset)
-
-    def index(self, pointer):
+    def load_index(self, pointer):
         """Load an int32 or int64, to index with."""
         return self.builder.sext(self.builder.load(pointer), INDEX)
 
@@ -61,17 +59,18 @@ class Emitter:
         """Position of the lowest bit that is set; at least one must be."""
         return self.builder.cttz(bits, ir.IntType(1)(1))
 
-    def length(self, array_type, array):
-        shape = self.context.make_array(array_type)(self.context, self.builder, array).shape
-        return self.builder.extract_value(shape, 0)
-
-    def step(self, pointer, elements):
+    def advance(self, pointer, elements):
+        """Return the pointer so many elements further on."""
         return self.builder.gep(pointer, [elements])
+
+    def times(self, a, b):
+        """Multiply LLVM integers, of which the second may be a Python int."""
+        return self.builder.mul(a, INDEX(b) if isinstance(b, int) else b)
 
     def vectors(self, halves):
         """Vector types that together hold ``halves`` half vectors, with their first elements."""
-        full, rest = divmod(halves, 2)
-        lanes = [2 * self.half] * full + [self.half] * rest
+        full, odd = divmod(halves, 2)
+        lanes = [2 * self.half] * full + [self.half] * odd
         return [(ir.VectorType(self.scalar, n), INDEX(sum(lanes[:i]))) for i, n in enumerate(lanes)]
 
     def short_vectors(self, halves):
@@ -88,7 +87,7 @@ class Emitter:
         typed = self.builder.bitcast(pointer, value.type.as_pointer())
         self.builder.store(value, typed, align=self.itemsize)
 
-    def spread(self, scalar, vector):
+    def broadcast(self, scalar, vector):
         undefined = ir.Constant(vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
@@ -102,14 +101,14 @@ class Emitter:
         prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
         self.builder.call(prefetch, [typed, integer(0), integer(3), integer(1)])
 
-    def first_lanes(self, vector, count):
+    def first_lanes_mask(self, vector, count):
         """Return a mask of the first ``count`` elements."""
         lanes = ir.Constant(ir.VectorType(INDEX, vector.count), list(range(vector.count)))
-        return self.builder.icmp_signed("<", lanes, self.spread(count, lanes.type))
+        return self.builder.icmp_signed("<", lanes, self.broadcast(count, lanes.type))
 
-    def load_first(self, pointer, vector, count):
+    def load_masked(self, pointer, vector, count):
         """Load the first ``count`` elements of a vector, with zeros for the others."""
-        mask = self.first_lanes(vector, count)
+        mask = self.first_lanes_mask(vector, count)
         typed = self.builder.bitcast(pointer, vector.as_pointer())
         name = f"llvm.masked.load.v{vector.count}f{8 * self.itemsize}.p0"
         signature = ir.FunctionType(vector, [typed.type, ir.IntType(32), mask.type, vector])
@@ -117,57 +116,64 @@ class Emitter:
         zeros = ir.Constant(vector, None)
         return self.builder.call(load, [typed, ir.IntType(32)(self.itemsize), mask, zeros])
 
-    def store_first(self, value, pointer, count):
+    def store_masked(self, value, pointer, count):
         """Store the first ``count`` elements of a vector."""
         vector = value.type
-        mask = self.first_lanes(vector, count)
+        mask = self.first_lanes_mask(vector, count)
         typed = self.builder.bitcast(pointer, vector.as_pointer())
         name = f"llvm.masked.store.v{vector.count}f{8 * self.itemsize}.p0"
         signature = ir.FunctionType(ir.VoidType(), [vector, typed.type, ir.IntType(32), mask.type])
         store = cgutils.get_or_insert_function(self.builder.module, signature, name)
         self.builder.call(store, [value, typed, ir.IntType(32)(self.itemsize), mask])
 
+    def divided(self, count, vector):
+        """Return how many vectors ``count`` elements fill, the elements in these, and how many remain."""
+        whole = self.builder.udiv(count, INDEX(vector.count))
+        done = self.builder.mul(whole, INDEX(vector.count))
+        return whole, done, self.builder.sub(count, done)
+
+    def if_any(self, count):
+        """Return a context for code that runs unless ``count`` is 0."""
+        return self.builder.if_then(self.builder.icmp_signed("!=", count, INDEX(0)))
+
     def for_each_vector(self, count, targets, compute):
         """Set ``count`` elements of each target, a vector at a time, to what ``compute(load)`` lists.
 
         There ``load(pointer)`` gives the elements that lie as far from ``pointer`` as those from the target.
         """
-        builder = self.builder
-        [(vector, _)] = self.vectors(2)
-        whole = builder.udiv(count, INDEX(vector.count))
-        done = builder.mul(whole, INDEX(vector.count))
-        rest = builder.sub(count, done)
+        builder, vector = self.builder, self.vector
+        whole, done, remainder = self.divided(count, vector)
 
-        def one_vector(i, _sums):
+        def one_vector(i, _values):
             at = builder.mul(i, INDEX(vector.count))
-            values = compute(lambda pointer: self.load(self.step(pointer, at), vector))
+            values = compute(lambda pointer: self.load(self.advance(pointer, at), vector))
             for target, value in zip(targets, values, strict=True):
-                self.store(value, self.step(target, at))
+                self.store(value, self.advance(target, at))
             return []
 
-        self.accumulate(whole, [], one_vector)
-        with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
-            values = compute(lambda pointer: self.load_first(self.step(pointer, done), vector, rest))
+        self.loop(whole, [], one_vector)
+        with self.if_any(remainder):
+            values = compute(lambda pointer: self.load_masked(self.advance(pointer, done), vector, remainder))
             for target, value in zip(targets, values, strict=True):
-                self.store_first(value, self.step(target, done), rest)
+                self.store_masked(value, self.advance(target, done), remainder)
 
-    def sum(self, a, b):
+    def add(self, a, b):
         return self.builder.fadd(a, b)
 
-    def either_bit(self, a, b):
-        """Return the bits that are set in either: a zero, of any sign, only where both are zeros."""
+    def bitwise_or(self, a, b):
+        """Combine the bits of two vectors: the result is zero, of either sign, only where both are."""
         integers = ir.VectorType(ir.IntType(8 * self.itemsize), a.type.count)
         bits = self.builder.or_(self.builder.bitcast(a, integers), self.builder.bitcast(b, integers))
         return self.builder.bitcast(bits, a.type)
 
-    def larger(self, a, b):
-        """Return the larger one, or a NaN where one is, as NumPy."""
-        # The inner choice is one instruction on x86.
+    def maximum(self, a, b):
+        """Return the larger of two vectors' elements, or NaN where either is NaN, as NumPy does."""
+        # The inner selection is one instruction on x86.
         larger = self.builder.select(self.builder.fcmp_ordered(">", b, a), b, a)
         return self.builder.select(self.builder.fcmp_unordered("uno", b, b), b, larger)
 
     def shuffle(self, a, b, lanes):
-        """Take elements of two vectors: those of ``b`` are counted on from those of ``a``."""
+        """Select elements of two vectors by number; the numbers of ``b`` follow those of ``a``."""
         lanes = list(lanes)
         taken = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
         return self.builder.shuffle_vector(a, b, taken)
@@ -181,13 +187,13 @@ class Emitter:
         """Return the vector whose halves are ``a`` and ``b``."""
         return self.shuffle(a, b, range(2 * a.type.count))
 
-    def halves_of(self, a, b):
-        """Return the first half of ``a`` and the last of ``b``, where they are."""
+    def blend_halves(self, a, b):
+        """Return the first half of ``a`` and the last half of ``b``, each in its place."""
         half = a.type.count // 2
         return self.shuffle(a, b, [*range(half), *range(3 * half, 4 * half)])
 
-    def total(self, vector):
-        """Add the elements of a vector, the halves first."""
+    def horizontal_sum(self, vector):
+        """Add the elements of a vector, one half to the other until one element is left."""
         while vector.type.count > 1:
             vector = self.builder.fadd(*self.split(vector))
         return self.builder.extract_element(vector, ir.IntType(32)(0))
@@ -238,8 +244,8 @@ class Emitter:
         limit = self.constant(-708.0 if self.itemsize == 8 else -87.0, y.type)
         # A NaN compares false and stays.
         tiny = builder.fcmp_ordered("<", y, limit)
-        power, rest = self._exponential(builder.select(tiny, limit, y))
-        return builder.select(tiny, self.constant(0.0, y.type), self.multiply_add(power, rest, power))
+        p, q = self._exponential(builder.select(tiny, limit, y))
+        return builder.select(tiny, self.constant(0.0, y.type), self.multiply_add(p, q, p))
 
     def tanh(self, x):
         """Hyperbolic tangent to a few units in the last place, over the whole range.
@@ -255,60 +261,64 @@ class Emitter:
         # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
         limit = self.constant(44.0 if self.itemsize == 8 else 20.0, vector)
         y = builder.select(builder.fcmp_ordered(">", y, limit), limit, y)
-        power, rest = self._exponential(y)
-        e = self.multiply_add(power, rest, builder.fsub(power, self.constant(1.0, vector)))
+        p, q = self._exponential(y)
+        e = self.multiply_add(p, q, builder.fsub(p, self.constant(1.0, vector)))
         result = builder.fdiv(e, builder.fadd(e, self.constant(2.0, vector)))
         return builder.bitcast(builder.or_(builder.bitcast(result, integers), sign), vector)
 
-    def accumulate(self, count, sums, body):
-        """``for i in range(count): sums = body(i, sums)`` with the sums in registers; returns them."""
+    def loop(self, count, values, body):
+        """Emit ``for i in range(count): values = body(i, values)``, the values in registers; return them."""
         builder = self.builder
         before = builder.block
-        loop = builder.append_basic_block("accumulate")
-        after = builder.append_basic_block("accumulated")
-        builder.cbranch(builder.icmp_signed(">", count, INDEX(0)), loop, after)
+        inside = builder.append_basic_block("loop")
+        after = builder.append_basic_block("after_loop")
+        builder.cbranch(builder.icmp_signed(">", count, INDEX(0)), inside, after)
 
-        builder.position_at_end(loop)
+        builder.position_at_end(inside)
         i = builder.phi(INDEX)
-        inside = [builder.phi(value.type) for value in sums]
-        results = body(i, inside)
+        current = [builder.phi(value.type) for value in values]
+        results = body(i, current)
         end = builder.block
-        following = builder.add(i, INDEX(1))
-        for phi, first, later in zip([i, *inside], [INDEX(0), *sums], [following, *results], strict=True):
+        next_i = builder.add(i, INDEX(1))
+        for phi, first, later in zip([i, *current], [INDEX(0), *values], [next_i, *results], strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(later, end)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        builder.cbranch(builder.icmp_signed("<", next_i, count), inside, after)
 
         builder.position_at_end(after)
-        final = [builder.phi(value.type) for value in sums]
-        for phi, first, later in zip(final, sums, results, strict=True):
+        final = [builder.phi(value.type) for value in values]
+        for phi, first, later in zip(final, values, results, strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(later, end)
         return final
 
-    def either(self, condition, emit_if, emit_else):
-        """Return the values of ``emit_if()`` where ``condition`` holds, else those of ``emit_else()``."""
+    def if_else(self, condition, emit_if, emit_else):
+        """Return the values of ``emit_if()`` if ``condition`` holds, those of ``emit_else()`` if not."""
         builder = self.builder
-        ways = []
-        with builder.if_else(builder.trunc(condition, ir.IntType(1))) as branches:
-            for branch, emit in zip(branches, (emit_if, emit_else), strict=True):
-                with branch:
-                    ways.append((emit(), builder.block))
-        values = [builder.phi(value.type) for value in ways[0][0]]
-        for results, block in ways:
+        branches = []
+        with builder.if_else(builder.trunc(condition, ir.IntType(1))) as ways:
+            for way, emit in zip(ways, (emit_if, emit_else), strict=True):
+                with way:
+                    branches.append((emit(), builder.block))
+        values = [builder.phi(value.type) for value in branches[0][0]]
+        for results, block in branches:
             for value, result in zip(values, results, strict=True):
                 value.add_incoming(result, block)
         return values
 
-    def choose(self, value, cases, emit):
-        """Emit ``emit(*case)`` for each case; run the one whose key equals ``value``, or none."""
+    def switch(self, value, cases, emit):
+        """Emit ``emit(*arguments)`` for each case; run the one whose key is ``value``, if there is one."""
         builder = self.builder
-        after = builder.append_basic_block("chosen")
-        choice = builder.switch(value, after)
-        for key, case in cases.items():
+        after = builder.append_basic_block("after_switch")
+        switch = builder.switch(value, after)
+        for key, arguments in cases.items():
             block = builder.append_basic_block(f"case{key}")
-            choice.add_case(INDEX(key), block)
+            switch.add_case(INDEX(key), block)
             builder.position_at_end(block)
-            emit(*case)
+            emit(*arguments)
             builder.branch(after)
         builder.position_at_end(after)
+
+    def switch_up_to(self, limit, value, emit):
+        """Run ``emit(n)`` for the n in 1..limit that ``value`` is, if it is one."""
+        self.switch(value, {n: (n,) for n in range(1, limit + 1)}, emit)

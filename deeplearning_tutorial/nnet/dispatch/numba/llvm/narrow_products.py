@@ -1,14 +1,16 @@
-"""Products with few columns, which would leave most of a tile's vectors empty, as LLVM vector code.
+"""Products with few columns, which would leave most of a tile's vectors empty.
 
 The vectors run along the inner length instead. Where two neighbouring rows have nothing but zeros
 in a vector, as digits have in their background, it may be left out.
 """
 
+from typing import NamedTuple
+
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, MANY_REGISTERS, Emitter
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX, MANY_REGISTERS
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import vector_intrinsic
 
 INNER_ROWS = 2
 """Rows that `inner_tile` multiplies at once."""
@@ -28,194 +30,146 @@ _LINE_BYTES = 64
 _LINES_AHEAD = 2
 
 
-@intrinsic
-def list_vectors(typingctx, places, x, x_at, x_step, length, every):
+@vector_intrinsic(returns=lambda element: types.intp)
+def list_vectors(emitter, numbers, x, length, every):
     """List the whole vectors in which INNER_ROWS rows are not all zero, or ``every`` one.
 
-    ``places`` gets their numbers in ascending order; their count is returned. The rows, of ``length``
-    elements, begin at ``x[x_at + r * x_step]``. Rows further on are fetched meanwhile.
+    ``numbers`` receives their numbers in ascending order; how many they are is returned. ``x`` are `Rows` of
+    ``length`` elements. Rows further on are fetched meanwhile.
     """
-    signature = types.intp(places, x, types.intp, types.intp, types.intp, types.boolean)
+    builder, advance, vector = emitter.builder, emitter.advance, emitter.vector
+    rows = [x.row(r) for r in range(INNER_ROWS)]
+    zeros = ir.Constant(vector, None)
+    always = builder.zext(builder.trunc(every, ir.IntType(1)), INDEX)
 
-    def codegen(context, builder, signature, arguments):
-        places_, x_, x_at, x_step, length, every = arguments
-        emitter = Emitter(context, builder, x.dtype)
-        step = emitter.step
-        [(vector, _)] = emitter.vectors(2)
-        place = emitter.pointer(places, places_, INDEX(0))
-        rows = [step(emitter.pointer(x, x_, x_at), builder.mul(x_step, INDEX(r))) for r in range(INNER_ROWS)]
-        zeros = ir.Constant(vector, None)
-        always = builder.zext(builder.trunc(every, ir.IntType(1)), INDEX)
+    def note(i, counts):
+        [count] = counts
+        at = emitter.times(i, vector.count)
+        ahead = builder.add(at, INDEX(_PREFETCH_BYTES // emitter.itemsize))
+        filled = []
+        for row in rows:
+            emitter.prefetch(advance(row, ahead))
+            # A NaN is not zero either.
+            filled.append(builder.fcmp_unordered("!=", emitter.load(advance(row, at), vector), zeros))
+        lanes = builder.bitcast(builder.or_(*filled), ir.IntType(vector.count))
+        is_listed = builder.zext(builder.icmp_unsigned("!=", lanes, lanes.type(0)), INDEX)
+        builder.store(i, advance(numbers.start, count))
+        return [builder.add(count, builder.or_(is_listed, always))]
 
-        def note(i, counts):
-            [count] = counts
-            at = builder.mul(i, INDEX(vector.count))
-            ahead = builder.add(at, INDEX(_PREFETCH_BYTES // emitter.itemsize))
-            filled = []
-            for row in rows:
-                emitter.prefetch(step(row, ahead))
-                # A NaN is not zero either.
-                filled.append(builder.fcmp_unordered("!=", emitter.load(step(row, at), vector), zeros))
-            lanes = builder.bitcast(builder.or_(*filled), ir.IntType(vector.count))
-            counts_here = builder.zext(builder.icmp_unsigned("!=", lanes, lanes.type(0)), INDEX)
-            builder.store(i, step(place, count))
-            return [builder.add(count, builder.or_(counts_here, always))]
-
-        [count] = emitter.accumulate(builder.udiv(length, INDEX(vector.count)), [INDEX(0)], note)
-        return count
-
-    return signature, codegen
+    [count] = emitter.loop(builder.udiv(length, INDEX(vector.count)), [INDEX(0)], note)
+    return count
 
 
-@intrinsic
-def inner_tile(
-    typingctx, out, out_at, out_row, out_column, a, a_at, a_step, b, b_at, b_step,
-    places, count, length, columns,
-):  # fmt: skip
+@vector_intrinsic()
+def inner_tile(emitter, out, a, b, numbers, count, length, columns):
     """Multiply INNER_ROWS rows by some columns, both with their elements side by side.
 
-    For r in 0..INNER_ROWS - 1 and c in 0..columns - 1, all flat offsets counted in elements::
+    ``out`` is a `Grid`, ``a`` and ``b`` are `Rows`. For r in 0..INNER_ROWS - 1 and c in 0..columns - 1::
 
-        out[out_at + r * out_row + c * out_column] = sum over t < length of
-            a[a_at + r * a_step + t] * b[b_at + c * b_step + t]
+        out[r, c, 0] = sum over t < length of a[r, t] * b[c, t]
 
-    Of the whole vectors only those are multiplied that ``places`` lists, ``count`` of them. ``columns`` lies
+    Of the whole vectors only those are multiplied that ``numbers`` lists, ``count`` of them. ``columns`` lies
     in 1..INNER_COLUMNS.
     """
-    signature = types.void(
-        out, types.intp, types.intp, types.intp, a, types.intp, types.intp, b, types.intp, types.intp, places,
-        types.intp, types.intp, types.intp,
-    )  # fmt: skip
+    builder, advance, vector = emitter.builder, emitter.advance, emitter.vector
+    _, whole, remainder = emitter.divided(length, vector)
+    left = [a.row(r) for r in range(INNER_ROWS)]
 
-    def codegen(context, builder, signature, arguments):
-        out_, out_at, out_row, out_column, a_, a_at, a_step, b_, b_at, b_step, *sizes = arguments
-        places_, count, length, columns = sizes
-        emitter = Emitter(context, builder, out.dtype)
-        step = emitter.step
-        [(vector, _)] = emitter.vectors(2)
-        whole = builder.mul(builder.udiv(length, INDEX(vector.count)), INDEX(vector.count))
-        rest = builder.sub(length, whole)
-        target = emitter.pointer(out, out_, out_at)
-        place = emitter.pointer(places, places_, INDEX(0))
-        left = [step(emitter.pointer(a, a_, a_at), builder.mul(a_step, INDEX(r))) for r in range(INNER_ROWS)]
+    def emit(n):
+        right = [b.row(c) for c in range(n)]
 
-        def emit(n):
-            right = [step(emitter.pointer(b, b_, b_at), builder.mul(b_step, INDEX(c))) for c in range(n)]
+        def add_products(sums, load):
+            rows, columns = [load(start) for start in left], [load(start) for start in right]
+            pairs = [(x, y) for x in rows for y in columns]
+            return [emitter.multiply_add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
-            def add_products(sums, load):
-                rows, results = [load(start) for start in left], iter(sums)
-                columns = [load(start) for start in right]
-                return [emitter.multiply_add(x, y, next(results)) for x in rows for y in columns]
+        def add_vectors(i, sums):
+            number = emitter.load_index(advance(numbers.start, i))
+            at = emitter.times(number, vector.count)
+            return add_products(sums, lambda start: emitter.load(advance(start, at), vector))
 
-            def add_vectors(i, sums):
-                at = builder.mul(emitter.index(step(place, i)), INDEX(vector.count))
-                return add_products(sums, lambda start: emitter.load(step(start, at), vector))
+        zeros = [ir.Constant(vector, None)] * (INNER_ROWS * n)
+        sums = emitter.loop(count, zeros, add_vectors)
+        sums = add_products(
+            sums, lambda start: emitter.load_masked(advance(start, whole), vector, remainder)
+        )
+        for i, total in enumerate(map(emitter.horizontal_sum, sums)):
+            builder.store(total, out.at(*divmod(i, n)))
 
-            zeros = [ir.Constant(vector, None)] * (INNER_ROWS * n)
-            sums = emitter.accumulate(count, zeros, add_vectors)
-            sums = add_products(sums, lambda start: emitter.load_first(step(start, whole), vector, rest))
-            for i, total in enumerate(map(emitter.total, sums)):
-                row, column = (INDEX(j) for j in divmod(i, n))
-                at = builder.add(builder.mul(out_row, row), builder.mul(out_column, column))
-                builder.store(total, step(target, at))
-
-        emitter.choose(columns, {n: (n,) for n in range(1, INNER_COLUMNS + 1)}, emit)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    emitter.switch_up_to(INNER_COLUMNS, columns, emit)
 
 
-@intrinsic
-def add_outer_rows(
-    typingctx, out, out_at, out_step, x, x_at, x_step, masks, factors, factors_at, factors_step,
-    rows, length, columns, ahead,
-):  # fmt: skip
+class OuterShape(NamedTuple):
+    """The sizes of `add_outer_rows`: rows of ``x``, factors of each, and elements of a row."""
+
+    rows: int
+    columns: int
+    length: int
+
+
+@vector_intrinsic()
+def add_outer_rows(emitter, out, x, factors, shape, masks, ahead):
     """Add the outer products of some rows, each with a few factors.
 
-    For c in 0..columns - 1 and i in 0..length - 1, all flat offsets counted in elements::
+    ``out``, ``x`` and ``factors`` are `Rows`, ``shape`` is an `OuterShape`. For c in 0..columns - 1 and i in
+    0..length - 1::
 
-        out[out_at + c * out_step + i] += sum over r < rows of
-            factors[factors_at + r * factors_step + c] * x[x_at + r * x_step + i]
+        out[c, i] += sum over r < rows of factors[r, c] * x[r, i]
 
-    Rows come in groups of INNER_ROWS, and the bits of ``masks[k]`` tell which groups' vector k is added. What
-    the last group lacks in rows must have factors of zero. ``columns`` lies in 1..OUTER_COLUMNS. What begins
-    ``ahead`` elements after ``x`` is fetched meanwhile.
+    Rows come in groups of INNER_ROWS, and bit g of ``masks[k]`` says whether vector k of group g is added.
+    The factors of rows that the last group lacks must be zero. ``columns`` lies in 1..OUTER_COLUMNS. What
+    begins ``ahead`` elements after ``x`` is fetched meanwhile.
     """
-    signature = types.void(
-        out, types.intp, types.intp, x, types.intp, types.intp, masks, factors, *[types.intp] * 6
-    )
+    builder, advance, vector = emitter.builder, emitter.advance, emitter.vector
+    n_vectors, done, remainder = emitter.divided(shape.length, vector)
+    last_row = builder.sub(shape.rows, INDEX(1))
+    groups = builder.udiv(builder.add(shape.rows, INDEX(INNER_ROWS - 1)), INDEX(INNER_ROWS))
+    line = _LINE_BYTES // emitter.itemsize
 
-    def codegen(context, builder, signature, arguments):
-        out_, out_at, out_step, x_, x_at, x_step, masks_, factors_, factors_at, factors_step, *sizes = (
-            arguments
-        )
-        rows, length, columns, ahead = sizes
-        emitter = Emitter(context, builder, out.dtype)
-        step = emitter.step
-        [(vector, _)] = emitter.vectors(2)
-        n_vectors = builder.udiv(length, INDEX(vector.count))
-        done = builder.mul(n_vectors, INDEX(vector.count))
-        rest = builder.sub(length, done)
-        target, source = emitter.pointer(out, out_, out_at), emitter.pointer(x, x_, x_at)
-        mask = emitter.pointer(masks, masks_, INDEX(0))
-        factor = emitter.pointer(factors, factors_, factors_at)
-        last_row = builder.sub(rows, INDEX(1))
-        groups = builder.udiv(builder.add(rows, INDEX(INNER_ROWS - 1)), INDEX(INNER_ROWS))
-        line = _LINE_BYTES // emitter.itemsize
+    def add_group(n, group, sums, load):
+        for r in range(INNER_ROWS):
+            row = builder.add(emitter.times(group, INNER_ROWS), INDEX(r))
+            existing = builder.select(builder.icmp_signed("<", row, shape.rows), row, last_row)
+            value = load(x.row(existing))
+            row_factors = factors.row(row)
+            scalars = [builder.load(advance(row_factors, INDEX(c))) for c in range(n)]
+            sums = [
+                emitter.multiply_add(emitter.broadcast(scalar, vector), value, total)
+                for scalar, total in zip(scalars, sums, strict=True)
+            ]
+        return sums
 
-        def emit(n):
-            targets = [step(target, builder.mul(out_step, INDEX(c))) for c in range(n)]
+    def emit(n):
+        targets = [out.row(c) for c in range(n)]
 
-            def add_group(group, sums, load):
-                for r in range(INNER_ROWS):
-                    row = builder.add(builder.mul(group, INDEX(INNER_ROWS)), INDEX(r))
-                    there = builder.select(builder.icmp_signed("<", row, rows), row, last_row)
-                    value = load(step(source, builder.mul(there, x_step)))
-                    row_factors = step(factor, builder.mul(row, factors_step))
-                    scalars = [builder.load(step(row_factors, INDEX(c))) for c in range(n)]
-                    sums = [
-                        emitter.multiply_add(emitter.spread(scalar, vector), value, total)
-                        for scalar, total in zip(scalars, sums, strict=True)
-                    ]
-                return sums
+        def one_vector(k, cursors):
+            at = emitter.times(k, vector.count)
+            mask = builder.load(advance(masks.start, k))
+            places = [advance(start, at) for start in targets]
 
-            def one_vector(k, cursors):
-                at = builder.mul(k, INDEX(vector.count))
-                bits = builder.load(step(mask, k))
-                places = [step(start, at) for start in targets]
+            def add_lowest(_i, values):
+                bits, cursor, *sums = values
+                for i in range(_LINES_AHEAD):
+                    emitter.prefetch(advance(cursor, INDEX(i * line)))
+                group = emitter.trailing_zeros(bits)
+                sums = add_group(n, group, sums, lambda start: emitter.load(advance(start, at), vector))
+                others = builder.and_(bits, builder.sub(bits, INDEX(1)))
+                return [others, advance(cursor, INDEX(_LINES_AHEAD * line)), *sums]
 
-                def add_lowest(_i, values):
-                    bits, cursor, *sums = values
-                    for i in range(_LINES_AHEAD):
-                        emitter.prefetch(step(cursor, INDEX(i * line)))
-                    group = emitter.trailing_zeros(bits)
-                    sums = add_group(group, sums, lambda start: emitter.load(step(start, at), vector))
-                    others = builder.and_(bits, builder.sub(bits, INDEX(1)))
-                    return [others, step(cursor, INDEX(_LINES_AHEAD * line)), *sums]
+            sums = [emitter.load(place, vector) for place in places]
+            _, cursor, *sums = emitter.loop(builder.ctpop(mask), [mask, *cursors, *sums], add_lowest)
+            for place, total in zip(places, sums, strict=True):
+                emitter.store(total, place)
+            return [cursor]
 
-                sums = [emitter.load(place, vector) for place in places]
-                _, cursor, *sums = emitter.accumulate(
-                    builder.ctpop(bits), [bits, *cursors, *sums], add_lowest
-                )
-                for place, total in zip(places, sums, strict=True):
-                    emitter.store(total, place)
-                return [cursor]
+        def load_last(start):
+            return emitter.load_masked(advance(start, done), vector, remainder)
 
-            emitter.accumulate(n_vectors, [step(source, ahead)], one_vector)
-            with builder.if_then(builder.icmp_signed("!=", rest, INDEX(0))):
-                places = [step(start, done) for start in targets]
-                sums = [emitter.load_first(place, vector, rest) for place in places]
-                sums = emitter.accumulate(
-                    groups,
-                    sums,
-                    lambda group, sums: add_group(
-                        group, sums, lambda start: emitter.load_first(step(start, done), vector, rest)
-                    ),
-                )
-                for place, total in zip(places, sums, strict=True):
-                    emitter.store_first(total, place, rest)
+        emitter.loop(n_vectors, [advance(x.start, ahead)], one_vector)
+        with emitter.if_any(remainder):
+            sums = [load_last(start) for start in targets]
+            sums = emitter.loop(groups, sums, lambda group, sums: add_group(n, group, sums, load_last))
+            for start, total in zip(targets, sums, strict=True):
+                emitter.store_masked(total, advance(start, done), remainder)
 
-        emitter.choose(columns, {n: (n,) for n in range(1, OUTER_COLUMNS + 1)}, emit)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    emitter.switch_up_to(OUTER_COLUMNS, shape.columns, emit)
