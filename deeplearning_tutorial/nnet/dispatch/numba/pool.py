@@ -158,11 +158,10 @@ def fill_divisors(layout, rows, divisors):
 def over_rows_of_windows(visit, fill_value, n_arrays, accumulates=False, at_once=False):
     """Make a kernel that visits each row of windows.
 
-    It calls ``visit(layout, windows, lines, divisors, arrays)``, where ``windows`` is a `WindowRow`; its count
-    is more than 1 only for a kernel that does all `rows_at_once`. ``lines`` is scratch, full of
-    ``fill_value`` until a visit writes there: a line for each row of the maps under a window and 3 more, as
-    long as a row of the padded input and a window on each side. A kernel that ``accumulates`` finds zeros in
-    the last array.
+    It calls ``visit(layout, windows, lines, divisors, arrays)``, where ``windows`` is a `WindowRow`, of more
+    than one row only for a kernel that does all `rows_at_once`. ``lines`` is scratch, full of ``fill_value``
+    until a visit writes there: a line for each row of the maps under a window and 3 more, as long as a row of
+    the padded input and a window on each side. A kernel that ``accumulates`` finds zeros in the last array.
     """
 
     @parallel(lambda real: (POOL_LAYOUT, *[real[:, :, ::1]] * n_arrays), visit.__name__)
