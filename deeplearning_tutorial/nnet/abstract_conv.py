@@ -2,7 +2,7 @@
 
 import warnings
 
-from deeplearning_tutorial.nnet.conv import ignore_old_arguments, prepare
+from deeplearning_tutorial.nnet.conv import conv2d_inputs, conv2d_op, ignore_old_arguments
 from deeplearning_tutorial.nnet.unshared import convolve_unshared
 
 
@@ -30,10 +30,10 @@ def conv2d(
         Shape ``(filters, channels / num_groups, filter rows, filter cols)``, or with ``unshared`` ``(filters,
         rows', cols', channels / num_groups, filter rows, filter cols)``; float32 or float64.
     input_shape, filter_shape : tuple of (int, constant or None), optional
-        Their lengths where they are known beforehand; checked when the function runs.
+        Their lengths, as far as they are known beforehand; checked when the function runs.
     border_mode : {'valid', 'half', 'full'}, int, tuple of two ints, or tuple of two pairs of ints
-        Zeros around the input: none, half the (dilated) filter, the filter but one; or their number for
-        both axes, for each axis, or before and after each axis.
+        Zeros around the input: none, half the (dilated) filter's length, its length less one; or their number
+        for both axes, for each axis, or before and after each axis.
     subsample : tuple of int
         Strides over rows and columns.
     filter_flip : bool
@@ -47,7 +47,7 @@ def conv2d(
     unshared : bool
         True gives each position of the output filters of its own: a locally connected layer.
     **kwargs
-        ``unroll_batch`` and the others that told Theano how to compute; ignored, with a warning.
+        ``unroll_batch`` and others that told Theano how to compute; ignored, with a warning.
 
     Returns
     -------
@@ -59,11 +59,11 @@ def conv2d(
     ------
     ValueError
         If an argument is not of the form above, or the shapes do not fit: when the graph is built if they are
-        known then, else when the function runs. No output rows or columns are an error; a batch, channels or
-        filters of length 0 are not.
+        known then, else when the function runs. An output without rows or columns is an error; a batch of no
+        images, no channels or no filters are not.
     TypeError
-        If ``input`` has not four dimensions, ``filters`` not four (six with ``unshared``), or either is not
-        floating point.
+        If ``input`` does not have four dimensions, or ``filters`` four (six with ``unshared``), or either is
+        not floating point.
 
     Warns
     -----
@@ -77,8 +77,8 @@ def conv2d(
     The semantics are those of Theano 1.0's ``theano.tensor.nnet.conv2d``, except that Theano did not check
     the two hints.
 
-    A hint makes lengths static, here and in all that is computed from them. PyTensor refuses a
-    ``default_update`` that knows more lengths than its shared variable: create that with
+    A hint makes lengths static, here and in all that is computed from the result. PyTensor refuses a
+    ``default_update`` with more static lengths than its shared variable has: create that variable with
     ``shape=value.shape``, or give the update to ``pytensor.function``.
     """
     ignore_old_arguments(kwargs)
@@ -92,16 +92,6 @@ def conv2d(
             "image_shape is the old name of input_shape; use input_shape", DeprecationWarning, stacklevel=2
         )
         input_shape = image_shape
-    op, input, filters = prepare(
-        input,
-        filters,
-        input_shape,
-        filter_shape,
-        border_mode,
-        subsample,
-        filter_flip,
-        filter_dilation,
-        num_groups,
-        unshared=unshared,
-    )
+    input, filters = conv2d_inputs(input, filters, input_shape, filter_shape, unshared=unshared)
+    op = conv2d_op(filters, border_mode, subsample, filter_flip, filter_dilation, num_groups)
     return convolve_unshared(op, input, filters) if unshared else op(input, filters)

@@ -1,6 +1,6 @@
-"""Two-dimensional convolution: the Ops, their gradients, and the spelling of 2015, ``conv.conv2d``.
+"""Two-dimensional convolution: the Ops, their gradients, and ``conv.conv2d`` with its signature of 2015.
 
-The Ops' ``perform`` methods are the reference implementation, in NumPy. Whoever writes new code calls
+The Ops' ``perform`` methods are the reference implementation, in NumPy. New code should call
 `deeplearning_tutorial.nnet.conv2d`.
 """
 
@@ -12,13 +12,13 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, cast, tensor
 
-from deeplearning_tutorial.nnet.integers import division_note
+from deeplearning_tutorial.nnet.integers import check_positive_integer, division_note, is_integer
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint
 from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS, MAX_SIZE, check_sizes, has_too_many
 
 
 def conv_output_length(length, filter_length, pad, stride, dilation):
-    """Positions of a dilated filter along one axis; None where a length is unknown.
+    """Return the number of positions of a dilated filter along one axis; None where a length is unknown.
 
     Lengths may be ints or symbolic; ``pad`` is the pair (before, after).
     """
@@ -28,12 +28,12 @@ def conv_output_length(length, filter_length, pad, stride, dilation):
 
 
 def dilated_length(filter_length, dilation):
-    """Elements that a filter spans."""
+    """Return the number of elements that a filter spans."""
     return (filter_length - 1) * dilation + 1
 
 
 def conv_pads(border_mode, filter_lengths, filter_dilation):
-    """Return one (before, after) pair per axis; None where a filter length is needed and unknown."""
+    """Return one (before, after) pair per axis; None where it depends on an unknown filter length."""
     if not isinstance(border_mode, str):
         return border_mode
     pads = []
@@ -47,7 +47,7 @@ def conv_pads(border_mode, filter_lengths, filter_dilation):
 
 
 def conv2d_output_shape(op, input_shape, filters_shape):
-    """Shape of ``Conv2d``'s output: ``(batch, filters, rows, cols)``, each int, symbolic or None."""
+    """Return the shape of ``Conv2d``'s output, ``(batch, filters, rows, cols)``: ints, symbolic or None."""
     pads = conv_pads(op.border_mode, filters_shape[2:], op.filter_dilation)
     lengths = [
         None if pad is None else conv_output_length(length, filter_length, pad, stride, dilation)
@@ -59,7 +59,7 @@ def conv2d_output_shape(op, input_shape, filters_shape):
 
 
 def check_conv2d_shapes(op, input_shape, filters_shape, gradient_shape=None):
-    """Raise ValueError where the known lengths do not fit; None is unknown."""
+    """Raise ValueError if known lengths do not fit each other; an unknown length is None."""
     channels, per_filter = input_shape[1], filters_shape[1]
     if channels is not None and per_filter is not None and channels != per_filter * op.num_groups:
         raise ValueError(
@@ -101,7 +101,7 @@ def check_conv2d_shapes(op, input_shape, filters_shape, gradient_shape=None):
 class _ConvOp(Op):
     """What convolution and its two gradients share: parameters, windows of the padded input, groups.
 
-    Each is linear in two of its inputs. A third gives only its shape.
+    Each is linear in two of its inputs; of a third, only the shape is used.
 
     ``border_mode`` is a pair of (before, after) pairs, or 'half' or 'full' where the filters' rows and cols
     become known when the function runs. ``subsample`` and ``filter_dilation`` are pairs of ints.
@@ -135,7 +135,7 @@ class _ConvOp(Op):
         return conv_pads(self.border_mode, filters.shape[2:], self.filter_dilation)
 
     def _windows(self, input, filters):
-        """Pixels under the filter at each position: (batch, channels, out rows, out cols, rows, cols)."""
+        """Return the pixels under the filter: (batch, channels, out rows, out cols, rows, cols)."""
         (stride_rows, stride_cols), (step_rows, step_cols) = self.subsample, self.filter_dilation
         padded = np.pad(input, ((0, 0), (0, 0), *self._pads(filters)))
         spans = [dilated_length(n, d) for n, d in zip(filters.shape[2:], self.filter_dilation, strict=True)]
@@ -252,7 +252,7 @@ class Conv2dGradInput(_ConvOp):
         weights = self._groups(self._flipped(filters), 0)
         gradients = self._groups(output_gradient, 1)
         for row, col in np.ndindex(filters.shape[2:]):
-            # The pixels that this weight met, over all output positions.
+            # The pixels that this weight is multiplied by, over all output positions.
             pixels = (slice(None), slice(None)) + tuple(
                 slice(first * dilation, first * dilation + (n - 1) * stride + 1, stride)
                 for first, dilation, n, stride in zip(
@@ -270,55 +270,57 @@ class Conv2dGradInput(_ConvOp):
         outputs[0][0] = np.ascontiguousarray(padded[:, :, *inside])
 
 
-def prepare(
-    input,
+def conv2d_inputs(input, filters, input_shape, filter_shape, shape_name="input_shape", unshared=False):
+    """Check the arrays of ``conv2d``, whose docstring describes them; return them in their common data type.
+
+    Messages call ``input_shape`` by its name in the caller, ``shape_name``.
+    """
+    axes = ("filters", *(("output rows", "output cols") if unshared else ()), "channels", "rows", "cols")
+    input = _floating("input", input, ("batch", "channels", "rows", "cols"))
+    filters = _floating("filters", filters, axes)
+    input = apply_shape_hint(shape_name, input, input_shape)
+    filters = apply_shape_hint("filter_shape", filters, filter_shape)
+    dtype = np.promote_types(input.dtype, filters.dtype).name
+    return cast(input, dtype), cast(filters, dtype)
+
+
+def conv2d_op(
     filters,
-    input_shape,
-    filter_shape,
     border_mode,
     subsample,
     filter_flip=True,
     filter_dilation=(1, 1),
     num_groups=1,
-    shape_name="input_shape",
     stride_name="subsample",
-    unshared=False,
 ):
-    """Check and normalise the arguments of ``conv2d``, whose docstring describes them.
+    """Check the parameters of ``conv2d``, whose docstring describes them; return the Op for these filters.
 
-    ``shape_name`` and ``stride_name`` are what the caller calls ``input_shape`` and ``subsample``, for
-    messages. Returns a `Conv2d`, input and filters.
+    Messages call ``subsample`` by its name in the caller, ``stride_name``.
     """
-    axes = ("filters", *(("output rows", "output cols") if unshared else ()), "channels", "rows", "cols")
-    input = _floating("input", input, ("batch", "channels", "rows", "cols"))
-    filters = _floating("filters", filters, axes)
     border_mode = _normal_border_mode(border_mode)
     subsample = _pair_of_ints(stride_name, subsample)
     filter_dilation = _pair_of_ints("filter_dilation", filter_dilation, MAX_ELEMENTS)
-    num_groups = _count("num_groups", num_groups)
-    input = apply_shape_hint(shape_name, input, input_shape)
-    filters = apply_shape_hint("filter_shape", filters, filter_shape)
+    check_positive_integer("num_groups", num_groups, 1)
+    check_sizes("num_groups", num_groups, [num_groups])
     pads = conv_pads(border_mode, filters.type.shape[-2:], filter_dilation)
     if None not in pads:
         border_mode = pads
-    op = Conv2d(border_mode, subsample, bool(filter_flip), filter_dilation, num_groups)
-    dtype = np.promote_types(input.dtype, filters.dtype).name
-    return op, cast(input, dtype), cast(filters, dtype)
+    return Conv2d(border_mode, subsample, bool(filter_flip), filter_dilation, int(num_groups))
 
 
 def conv2d(
     input, filters, image_shape=None, filter_shape=None, border_mode="valid", subsample=(1, 1), **kwargs
 ):
-    """Convolve, spelled as in ``theano.tensor.nnet.conv``, the module that the 2015 tutorial imports.
+    """Convolve, with the signature of ``theano.tensor.nnet.conv``, which the 2015 tutorial imports.
 
     Parameters
     ----------
     input, filters, filter_shape, border_mode, subsample
         As for `deeplearning_tutorial.nnet.conv2d`.
     image_shape : tuple of (int, constant or None), optional
-        Its ``input_shape``.
+        The ``input_shape`` of that function.
     **kwargs
-        ``unroll_batch`` and the others that told Theano how to compute; ignored, with a warning.
+        ``unroll_batch`` and others that told Theano how to compute; ignored, with a warning.
 
     Returns
     -------
@@ -336,29 +338,27 @@ def conv2d(
         If ``kwargs`` are given.
     """
     ignore_old_arguments(kwargs)
-    op, input, filters = prepare(
-        input, filters, image_shape, filter_shape, border_mode, subsample, shape_name="image_shape"
-    )
-    return op(input, filters)
+    input, filters = conv2d_inputs(input, filters, image_shape, filter_shape, shape_name="image_shape")
+    return conv2d_op(filters, border_mode, subsample)(input, filters)
 
 
-def ignore_old_arguments(given):
-    """Warn of the arguments by which Theano computed in other ways to the same end; TypeError for others."""
-    for name, value in given.items():
-        if name in _OTHER_ENDS and value is not None:
+def ignore_old_arguments(arguments):
+    """Warn of Theano's arguments that only said how to compute; raise TypeError for unknown ones."""
+    for name, value in arguments.items():
+        if name in _UNSUPPORTED and value is not None:
             raise ValueError(f"{name}={value!r} is not supported; see input_dilation of conv2d_transpose")
-        if name not in _OTHER_WAYS | _OTHER_ENDS:
+        if name not in _IGNORED | _UNSUPPORTED:
             raise TypeError(f"conv2d() got an unexpected keyword argument {name!r}")
-    if given:
+    if arguments:
         warnings.warn(
-            f"{', '.join(given)}: conv2d chooses how to compute by itself and ignores it; leave it out",
+            f"{', '.join(arguments)}: conv2d chooses how to compute by itself and ignores it; leave it out",
             UserWarning,
             stacklevel=3,
         )
 
 
-_OTHER_ENDS = {"imshp_logical", "kshp_logical"}
-_OTHER_WAYS = {
+_UNSUPPORTED = {"imshp_logical", "kshp_logical"}
+_IGNORED = {
     *("unroll_batch", "unroll_kern", "unroll_patch", "kshp_logical_top_aligned"),
     *("verbose", "version", "direction_hint", "openmp"),
 }
@@ -381,11 +381,11 @@ def _normal_border_mode(border_mode):
             return border_mode
         if border_mode == "valid":
             border_mode = 0
-    pads = (border_mode, border_mode) if _is_int(border_mode) else border_mode
+    pads = (border_mode, border_mode) if is_integer(border_mode) else border_mode
     if isinstance(pads, tuple) and len(pads) == 2:
-        pads = tuple((pad, pad) if _is_int(pad) else pad for pad in pads)
+        pads = tuple((pad, pad) if is_integer(pad) else pad for pad in pads)
         if all(
-            isinstance(pad, tuple) and len(pad) == 2 and all(_is_int(n) and n >= 0 for n in pad)
+            isinstance(pad, tuple) and len(pad) == 2 and all(is_integer(n) and n >= 0 for n in pad)
             for pad in pads
         ):
             pads = tuple((int(before), int(after)) for before, after in pads)
@@ -401,7 +401,7 @@ def _pair_of_ints(name, value, largest=MAX_SIZE):
     if (
         not isinstance(value, (tuple, list))
         or len(value) != 2
-        or not all(_is_int(n) and n >= 1 for n in value)
+        or not all(is_integer(n) and n >= 1 for n in value)
     ):
         raise ValueError(
             f"{name}={value!r} is not a pair of positive integers; use e.g. {name}=(1, 1)"
@@ -409,16 +409,3 @@ def _pair_of_ints(name, value, largest=MAX_SIZE):
         )
     check_sizes(name, value, value, largest)
     return tuple(int(n) for n in value)
-
-
-def _count(name, value):
-    if not _is_int(value) or value < 1:
-        raise ValueError(
-            f"{name}={value!r} is not a positive integer; use e.g. {name}=1{division_note(value)}"
-        )
-    check_sizes(name, value, [value])
-    return int(value)
-
-
-def _is_int(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))

@@ -4,7 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.nnet.abstract_conv import conv2d
-from deeplearning_tutorial.nnet.integers import division_note
+from deeplearning_tutorial.nnet.integers import division_note, is_integer
 from deeplearning_tutorial.nnet.poolings import root
 from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
@@ -52,7 +52,7 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
             f"input is {x.type}; local_contrast_normalisation takes (batch, maps, rows, cols) of float32 or "
             "float64"
         )
-    if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1 or size % 2 == 0:
+    if not is_integer(size) or size < 1 or size % 2 == 0:
         raise ValueError(
             f"size={size!r} is not an odd positive integer; use e.g. size=9{division_note(size)}"
         )

@@ -1,12 +1,12 @@
 """Local response normalisation, from pooling over the channels and elementwise Ops."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import pytensor.tensor as pt
 
-from deeplearning_tutorial.nnet.integers import division_note
+from deeplearning_tutorial.nnet.integers import check_positive_integer
 from deeplearning_tutorial.nnet.pool import pool_2d
 from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
@@ -52,8 +52,7 @@ def local_response_normalisation(input, n=5, k=2, alpha=1e-4, beta=0.75):
             f"input is {x.type}; local_response_normalisation takes (batch, channels, rows, cols) of float32 "
             "or float64"
         )
-    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n={n!r} is not a positive integer; use e.g. n=5{division_note(n)}")
+    check_positive_integer("n", n, 5)
     for name, value, fits, use in (
         ("k", k, lambda k: k > 0, "a positive number, e.g. k=2"),
         ("alpha", alpha, lambda alpha: alpha >= 0, "zero or more, e.g. alpha=1e-4"),

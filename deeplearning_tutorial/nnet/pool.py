@@ -14,7 +14,7 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.tensor import as_tensor_variable, tensor
 
-from deeplearning_tutorial.nnet.integers import division_note, folded_tuple
+from deeplearning_tutorial.nnet.integers import division_note, folded_tuple, is_integer
 from deeplearning_tutorial.nnet.sizes import check_shape, check_sizes
 
 MODES = ("max", "sum", "average_inc_pad", "average_exc_pad")
@@ -451,10 +451,7 @@ def _pair(name, value):
     if not isinstance(value, tuple) or len(value) != 2:
         raise ValueError(f"{name}={value!r} is not a pair; use e.g. {name}=(2, 2)")
     symbolic = [_is_symbolic_int(n) for n in value]
-    if not all(
-        is_symbolic or (isinstance(n, (int, np.integer)) and not isinstance(n, bool))
-        for n, is_symbolic in zip(value, symbolic, strict=True)
-    ):
+    if not all(is_symbolic or is_integer(n) for n, is_symbolic in zip(value, symbolic, strict=True)):
         raise TypeError(f"{name}={value!r} holds something else than integers; use e.g. {name}=(2, 2){note}")
     if any(symbolic):
         return pt.stack([pt.cast(n, "int64") for n in value])

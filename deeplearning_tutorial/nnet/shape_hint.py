@@ -1,11 +1,10 @@
 """Shapes that the caller knows and the graph does not: made static, and checked when the function runs."""
 
-import numpy as np
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.tensor import tensor
 
-from deeplearning_tutorial.nnet.integers import division_note, folded_tuple
+from deeplearning_tutorial.nnet.integers import division_note, folded_tuple, is_integer
 from deeplearning_tutorial.nnet.sizes import check_sizes
 
 
@@ -79,9 +78,7 @@ def apply_shape_hint(name, x, shape):
             f"{name}={shape!r} is not a tuple of {x.type.ndim} lengths; use None for an unknown one"
         )
     for hint in shape:
-        if hint is not None and (
-            not isinstance(hint, (int, np.integer)) or isinstance(hint, bool) or hint < 0
-        ):
+        if hint is not None and (not is_integer(hint) or hint < 0):
             raise ValueError(
                 f"{name}={shape!r} holds {hint!r}; use ints or constants, or None for an unknown length"
                 f"{division_note(hint)}"

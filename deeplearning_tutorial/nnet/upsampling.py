@@ -1,10 +1,16 @@
-"""Transposed convolution, and the upsampling that it makes possible."""
+"""Transposed convolution, and the upsampling that is built on it."""
 
 import numpy as np
 import pytensor.tensor as pt
 
-from deeplearning_tutorial.nnet.conv import prepare
-from deeplearning_tutorial.nnet.integers import division_note, folded, folded_tuple
+from deeplearning_tutorial.nnet.conv import conv2d_inputs, conv2d_op
+from deeplearning_tutorial.nnet.integers import (
+    check_positive_integer,
+    division_note,
+    folded,
+    folded_tuple,
+    is_integer,
+)
 from deeplearning_tutorial.nnet.shape_hint import apply_shape_hint, lengths_of
 from deeplearning_tutorial.nnet.sizes import check_sizes
 
@@ -21,19 +27,19 @@ def conv2d_transpose(
     num_groups=1,
     unshared=False,
 ):
-    """Transpose a convolution: compute what takes its output's gradient to its input's.
+    """Apply the transpose of a convolution, which maps the gradient of its output to that of its input.
 
     Parameters
     ----------
     input : tensor_like
-        Shape ``(batch, channels, rows, cols)``; the output of the convolution that is transposed.
+        Shape ``(batch, channels, rows, cols)``, that of the output of the convolution that is transposed.
     filters : tensor_like
         Shape ``(channels, output channels / num_groups, filter rows, filter cols)``.
     output_shape : tuple of (int, scalar or None)
-        ``(batch, output channels, rows', cols')``; the first two may be None. Several lengths can belong to
-        one ``input`` where ``input_dilation`` is more than 1, so the last two must be given.
+        ``(batch, output channels, rows', cols')``; the first two may be None. The last two must be given,
+        because with an ``input_dilation`` above 1 several lengths are possible for one ``input``.
     filter_shape : tuple of (int, constant or None), optional
-        The filters' lengths where they are known beforehand; checked when the function runs.
+        The filters' lengths, as far as they are known beforehand; checked when the function runs.
     border_mode, filter_flip, filter_dilation, num_groups
         Those of the convolution; see `deeplearning_tutorial.nnet.conv2d`.
     input_dilation : tuple of int
@@ -51,7 +57,7 @@ def conv2d_transpose(
     ValueError
         If an argument is not of the form above, or the shapes do not fit.
     TypeError
-        If ``input`` or ``filters`` has not four dimensions or is not floating point.
+        If ``input`` or ``filters`` does not have four dimensions or is not floating point.
     NotImplementedError
         If ``unshared`` is True.
 
@@ -67,15 +73,13 @@ def conv2d_transpose(
         raise ValueError(
             f"output_shape={output_shape!r} is not a tuple of 4 lengths; only the first two may be None"
         )
-    check_sizes(
-        "output_shape", output_shape, [n for n in output_shape if isinstance(n, (int, np.integer))]
-    )
+    check_sizes("output_shape", output_shape, [n for n in output_shape if is_integer(n)])
     if note := division_note(output_shape):
         raise ValueError(f"output_shape={output_shape!r} holds something else than integers{note}")
-    op, input, filters = prepare(
-        input, filters, None, filter_shape, border_mode, input_dilation, filter_flip, filter_dilation,
-        num_groups, stride_name="input_dilation",
-    )  # fmt: skip
+    input, filters = conv2d_inputs(input, filters, None, filter_shape)
+    op = conv2d_op(
+        filters, border_mode, input_dilation, filter_flip, filter_dilation, num_groups, "input_dilation"
+    )
     batch, channels, *lengths = output_shape
     if batch is None:
         batch = lengths_of(input)[0]
@@ -101,19 +105,20 @@ def bilinear_upsampling(
     input : tensor_like
         Shape ``(batch, channels, rows, cols)``; float32 or float64.
     ratio : int, or constant
-        How many times the rows and columns become more.
+        Factor by which the numbers of rows and columns grow.
     frac_ratio : None
         Theano's ratio of two integers; not supported.
     batch_size, num_input_channels : int or constant, optional
-        The first two lengths where they are known beforehand; checked when the function runs.
+        The first two lengths, as far as they are known beforehand; checked when the function runs.
     use_1D_kernel : bool
-        Enlarge the rows and then the columns, which is faster, or both at once; the result is the same.
+        True enlarges the rows and then the columns, which is faster; False both at once. The result is the
+        same.
 
     Returns
     -------
     TensorVariable
-        Shape ``(batch, channels, ratio * rows, ratio * cols)``. Pixel i comes to lie at
-        ``ratio * i + (ratio - 1) // 2``; outside the first and the last one, their values go on.
+        Shape ``(batch, channels, ratio * rows, ratio * cols)``. Pixel i moves to ``ratio * i + (ratio - 1)
+        // 2``; the values of the first and the last pixel continue to the border.
 
     Raises
     ------
@@ -125,14 +130,13 @@ def bilinear_upsampling(
     if frac_ratio is not None:
         raise NotImplementedError(f"frac_ratio={frac_ratio!r} is not supported; use an integer ratio")
     ratio = folded(ratio)
-    if not isinstance(ratio, (int, np.integer)) or isinstance(ratio, bool) or ratio < 1:
-        raise ValueError(f"ratio={ratio!r} is not a positive integer; use e.g. ratio=2{division_note(ratio)}")
+    check_positive_integer("ratio", ratio, 2)
     check_sizes("ratio", ratio, [ratio])
     input = pt.as_tensor_variable(input)
     hint = (batch_size, num_input_channels, None, None)
     input = apply_shape_hint("(batch_size, num_input_channels)", input, hint)
     batch, channels, rows, cols = lengths_of(input)
-    # Up to the peak in steps of 1 / ratio, and down again.
+    # From 1 / ratio up to 1 and down again, in steps of 1 / ratio.
     kernel = 1 - np.abs(np.arange(1 - ratio, ratio)) / ratio
     kernel = kernel.astype(input.dtype)
     maps = input.reshape((batch * channels, 1, rows, cols))
@@ -145,7 +149,7 @@ def bilinear_upsampling(
 
 
 def _enlarge(maps, kernel, ratios, lengths):
-    # Pixels beyond the borders, where the maps go on as they end.
+    # Repeat the pixels at the borders beyond them.
     for axis, ratio in ((2, ratios[0]), (3, ratios[1])):
         if ratio > 1:
             before = maps[:, :, :1] if axis == 2 else maps[:, :, :, :1]

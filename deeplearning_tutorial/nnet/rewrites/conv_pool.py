@@ -18,13 +18,19 @@ from deeplearning_tutorial.nnet.fused.conv_pool import (
     plain_conv2d,
 )
 from deeplearning_tutorial.nnet.pool import MaxPoolGrad, Pool
-from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise, matches
+from deeplearning_tutorial.nnet.rewrites.pattern import (
+    applies,
+    clients_of,
+    is_elementwise,
+    matches,
+    only_client,
+)
 
 
 class ConvPoolFusion(GraphRewriter):
-    """Replace ``tanh(pool_2d(conv2d(x, W)) + b)``, or the part of it that is there, and its gradients.
+    """Replace ``tanh(pool_2d(conv2d(x, W)) + b)``, with or without tanh and bias, and its gradients.
 
-    A convolution whose output is used in any other way stays as it is.
+    A convolution whose output is used in any other way is left alone.
     """
 
     def apply(self, fgraph):
@@ -53,11 +59,11 @@ def _fuse(fgraph, pool_node):
     [pooled] = pool_node.outputs
     conv_node = maps.owner
     flip, ws = conv_node.op.filter_flip, pool_node.op.ws
-    pool_gradients = [node for node in _clients(fgraph, maps) if node is not pool_node]
+    pool_gradients = [node for node in clients_of(fgraph, maps) if node is not pool_node]
     expected = MaxPoolGrad(True, ws, ws, (0, 0))
     if any(node.op != expected or node.inputs[:2] != [maps, pooled] for node in pool_gradients):
         return
-    conv_gradients = [node for gradient in pool_gradients for node in _clients(fgraph, gradient.out)]
+    conv_gradients = [node for gradient in pool_gradients for node in clients_of(fgraph, gradient.out)]
     fused_gradients = {
         plain_conv2d(Conv2dGradFilters, flip): ConvMaxPoolGradFilters,
         plain_conv2d(Conv2dGradInput, flip): ConvMaxPoolGradInput,
@@ -89,7 +95,7 @@ def _fuse(fgraph, pool_node):
 def _bias_gradients(fgraph, pooled_gradient):
     return [
         node
-        for node in _clients(fgraph, pooled_gradient)
+        for node in clients_of(fgraph, pooled_gradient)
         if isinstance(node.op, Sum) and node.op.axis == (0, 2, 3) and node.out.dtype == pooled_gradient.dtype
     ]
 
@@ -101,7 +107,7 @@ def _tanh_gradient(type):
 
 
 def _gradient_after_tanh(output, gradient):
-    """Return the gradient of ``output``, a tanh, if that is what ``gradient`` is computed from, or None."""
+    """Return the gradient of ``output``, a tanh, if ``gradient`` is computed from it; else None."""
     [before] = output.owner.inputs
     x, cotangent, pattern = _tanh_gradient(before.type)
     found = {x: before}
@@ -109,17 +115,17 @@ def _gradient_after_tanh(output, gradient):
 
 
 def _find_bias_and_tanh(fgraph, pooled, pool_gradients):
-    """Return the last variable that can join, the bias vector or None, and whether tanh joins.
+    """Return the last variable that can be fused, the bias vector or None, and whether tanh is fused.
 
-    A bias or tanh joins if nobody else sees what goes in; the gradient of the pooling needs only the mask.
+    A bias or tanh is fused if nothing else uses its input; the pooling's gradient needs only the mask.
     """
     output, bias = pooled, None
-    node = _only_client(fgraph, pooled, pool_gradients)
+    node = only_client(fgraph, pooled, pool_gradients)
     if is_elementwise(node, Add):
         bias = _bias_added(node, pooled)
         if bias is not None:
             output = node.out
-            node = _only_client(fgraph, output, [])
+            node = only_client(fgraph, output)
     tanh = is_elementwise(node, Tanh)
     return (node.out if tanh else output), bias, tanh
 
@@ -129,16 +135,7 @@ def _bias_added(node, pooled):
     others = [variable for variable in node.inputs if variable is not pooled]
     if len(node.inputs) != 2 or len(others) != 1 or not applies(others[0], DimShuffle):
         return None
-    [spread] = others
-    if spread.owner.op.new_order != ("x", 0, "x", "x") or spread.type.broadcastable[1]:
+    [broadcast] = others
+    if broadcast.owner.op.new_order != ("x", 0, "x", "x") or broadcast.type.broadcastable[1]:
         return None
-    return spread.owner.inputs[0] if spread.dtype == pooled.dtype else None
-
-
-def _only_client(fgraph, variable, ignored):
-    clients = [node for node in _clients(fgraph, variable) if node not in ignored]
-    return clients[0] if len(clients) == 1 else None
-
-
-def _clients(fgraph, variable):
-    return list(dict.fromkeys(node for node, _index in fgraph.clients[variable]))
+    return broadcast.owner.inputs[0] if broadcast.dtype == pooled.dtype else None

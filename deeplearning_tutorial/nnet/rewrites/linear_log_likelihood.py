@@ -10,23 +10,23 @@ from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLike
 from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
 from deeplearning_tutorial.nnet.fused.matrix_product import MatrixProduct
 from deeplearning_tutorial.nnet.rewrites.matrix_product import MIN_COLUMNS
-from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
+from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise, only_client
 
 
 @node_rewriter([LogLikelihood])
 def linear_log_likelihood(fgraph, node):
-    """Replace the log-likelihood where the scores serve nothing else but the gradients of ``W`` and ``b``.
+    """Replace the log-likelihood where only the gradients of ``W`` and ``b`` use the scores' gradient.
 
     That is the classifier of logistic regression, whose examples are data. Above a hidden layer the scores'
-    gradient also goes on to that layer.
+    gradient is also used for the gradients of that layer.
     """
     scores, y = node.inputs
     log_likelihoods, softmax = node.outputs
     product, b = _product_and_bias(scores)
-    gradient_node = _only_client(fgraph, softmax)
+    gradient_node = only_client(fgraph, softmax)
     if product is None or gradient_node is None or gradient_node.op != LogLikelihoodGrad():
         return None
-    if _only_client(fgraph, scores) is None or _only_client(fgraph, product) is None:
+    if only_client(fgraph, scores) is None or only_client(fgraph, product) is None:
         return None
     x, W = product.owner.inputs
     output_gradient = gradient_node.inputs[2]
@@ -49,13 +49,13 @@ def linear_log_likelihood(fgraph, node):
 
 
 def _product_and_bias(scores):
-    """Return the two terms of ``dot(x, W) + b``, or None twice."""
+    """Return the two terms of ``dot(x, W) + b``; None and None if ``scores`` is not such a sum."""
     if is_elementwise(scores.owner, Add) and len(scores.owner.inputs) == 2:
-        for product, spread in (scores.owner.inputs, scores.owner.inputs[::-1]):
-            if applies(product, MatrixProduct) and applies(spread, DimShuffle):
-                [b] = spread.owner.inputs
-                one_for_all = spread.type.broadcastable[1:] == (True,)
-                if spread.owner.op.new_order == ("x", 0) and b.dtype == product.dtype and not one_for_all:
+        for product, broadcast in (scores.owner.inputs, scores.owner.inputs[::-1]):
+            if applies(product, MatrixProduct) and applies(broadcast, DimShuffle):
+                [b] = broadcast.owner.inputs
+                one_for_all = broadcast.type.broadcastable[1:] == (True,)
+                if broadcast.owner.op.new_order == ("x", 0) and b.dtype == product.dtype and not one_for_all:
                     return product, b
     return None, None
 
@@ -63,11 +63,6 @@ def _product_and_bias(scores):
 def _is_transposed(variable, x):
     node = variable.owner
     return applies(variable, DimShuffle) and node.op.new_order == (1, 0) and node.inputs[0] is x
-
-
-def _only_client(fgraph, variable):
-    clients = fgraph.clients[variable]
-    return clients[0][0] if len(clients) == 1 else None
 
 
 LinearLogLikelihoodRewriter = out2in(linear_log_likelihood)

@@ -1,7 +1,6 @@
 """Compare parts of graphs.
 
-What is large to look for is written as PyTensor itself writes it, whose gradients differ from release to
-release.
+A large pattern is built by PyTensor itself, because its gradients differ from release to release.
 """
 
 import numpy as np
@@ -10,7 +9,7 @@ from pytensor.tensor.elemwise import Elemwise
 
 
 def matches(pattern, variable, found):
-    """Tell whether ``variable`` is computed as ``pattern`` is; note in ``found`` what stands for what."""
+    """Tell whether ``variable`` is computed as ``pattern`` is; add to ``found`` what each part stands for."""
     if pattern in found:
         return found[pattern] is variable
     found[pattern] = variable
@@ -29,6 +28,17 @@ def matches(pattern, variable, found):
 def applies(variable, op_class):
     """Tell whether ``variable`` is computed by an Op of ``op_class``."""
     return variable.owner is not None and isinstance(variable.owner.op, op_class)
+
+
+def clients_of(fgraph, variable):
+    """List the nodes that use ``variable``, and the graph's output if it is one, each once."""
+    return list(dict.fromkeys(node for node, _index in fgraph.clients[variable]))
+
+
+def only_client(fgraph, variable, ignored=()):
+    """Return the only node that uses ``variable``, apart from those in ``ignored``; None if there is none."""
+    clients = [node for node in clients_of(fgraph, variable) if node not in ignored]
+    return clients[0] if len(clients) == 1 else None
 
 
 def is_elementwise(node, scalar_op_class):

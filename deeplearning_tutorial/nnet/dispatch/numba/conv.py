@@ -1,13 +1,15 @@
 """Numba kernels of convolution.
 
-A tile of output positions and filters stays in registers while the taps are added up. Work is divided into
-blocks of images that do not depend on the number of threads, so any number gives bitwise the same result.
+A tile of output positions and filters stays in registers while the taps are added up. The work is divided
+into blocks of images that do not depend on the number of threads, so the result is bitwise the same for any
+number.
 """
 
 import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2d
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import contiguous
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
     CONV_LAYOUT,
@@ -16,7 +18,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     empty_image,
     filter_blocks,
     filters_of_block,
-    in_halves,
     is_pointwise,
     load_image,
     padded_positions,
@@ -24,22 +25,20 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_offsets,
     tap_weights,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    block_of,
-    check,
-    contiguous,
-    kernel_inline,
-    kernel_njit,
-    parallel,
-    register_kernel,
-)
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, check, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
+    TILE_COLUMNS,
+    TILE_HALVES,
+    convolve_tile,
+    in_halves,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import SUM_ROWS, Taps, correlate_rows, vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
-# Weights of so many taps and a tile's filters stay in the first-level cache, for the tiles of so many rows.
+# The weights of so many taps, for a tile's filters, stay in the first-level cache for the tiles of so many rows.
 CHUNK_TAPS, TILE_ROWS = 128, 2
 
 
@@ -111,7 +110,7 @@ def correlate_maps_block(memory, block, blocks, layout, input, weights, offsets,
     # Neighbouring rows of taps of a dilated filter do not serve neighbouring rows of the output.
     triples = layout.filter_rows // 3 if layout.dilation_rows == 1 else 0
     image, factors = empty_image(memory, layout, 0, input), empty(memory, len(offsets), input)
-    # Few filters are a single block of `tap_weights`.
+    # Few filters form a single block of `tap_weights`.
     width = in_halves(layout.filters, layout.half) * layout.half
     begin, end = block_of(block, blocks, len(input))
     for b in range(begin, end):
@@ -174,7 +173,7 @@ def whole_arguments(real):
 
 @parallel(whole_arguments, uses=(correlate_block, correlate_maps_block, pointwise_block))
 def correlate(memory, block, blocks, layout, input, filters, out):
-    """Compute `Conv2d`, to be called as a single block: it is compiled once, not for each Op."""
+    """Compute `Conv2d` in a single block, so that it is compiled once, not for each Op."""
     blocks, input = min(len(input), 4 * BLOCKS), contiguous(memory, input)
     if is_pointwise(layout, input):
         check(pointwise_block(blocks, layout, input, pointwise_weights(memory, layout, filters), out))
@@ -186,19 +185,18 @@ def correlate(memory, block, blocks, layout, input, filters, out):
         check(correlate_block(blocks, layout, input, weights, offsets, out))
 
 
-@register_kernel(Conv2d)
-def make_conv2d(op, node, **kwargs):
+@register_kernel(Conv2d, lambda op: correlate)
+def make_conv2d(op, convolve):
     """Compile `Conv2d`."""
-    correlate.load(node.outputs[0].dtype)
     layout_of = conv_layout_function(op)
 
     @kernel_njit
     def conv2d(input, filters):
         layout = layout_of(input, filters)
         out = result((len(input), len(filters), layout.out_rows, layout.out_cols), input)
-        # Of no channels and no filters there may be any number of groups.
+        # Without channels and filters there may be any number of groups.
         if out.size:
-            check(correlate(1, layout, input, filters, out))
+            check(convolve(1, layout, input, filters, out))
         return out
 
     return conv2d

@@ -1,9 +1,9 @@
 """Numba kernels of convolution's gradients.
 
-Where the output gradient is dense they keep a tile of sums in registers, as convolution does. Else they walk
-only the positions where it is not zero; after max-pooling that is about one in as many as a window has
-elements. Partial sums are added in the order of the blocks of images, so any number of threads gives bitwise
-the same result.
+If the output gradient is dense they keep a tile of sums in registers, as convolution does. Otherwise they
+visit only the positions where it is not zero; after max-pooling that is about one element of each window.
+Partial sums are added in the order of the blocks of images, so the result is bitwise the same for any number
+of threads.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2dGradFilters, Conv2dGradInput
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, contiguous
 from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate, whole_arguments
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
@@ -22,7 +23,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     filter_blocks,
     filters_of_block,
     flipped,
-    in_halves,
     is_pointwise,
     load_image,
     padded_positions,
@@ -31,18 +31,14 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     suits_map_vectors,
     tap_offsets,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    all_finite,
     block_of,
     check,
-    contiguous,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
     tuple_type,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Elements, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
     GATHER_HALVES,
@@ -52,6 +48,8 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
     add_inner_rows,
     convolve_tile,
     gather_add,
+    gather_rows,
+    in_halves,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
@@ -62,8 +60,6 @@ CHUNK_POSITIONS = 128
 # Elements of filters that the offsets in `FilterLists` can count: these are short, for they are read once for
 # each run.
 MAX_LISTED = 2**31
-
-gather_rows = kernel_njit(tiles.gather_rows)
 
 
 class FilterRuns(NamedTuple):
@@ -78,7 +74,7 @@ class FilterRuns(NamedTuple):
 
 
 class FilterLists(NamedTuple):
-    """For each position (row, col) of the output the filters that have a gradient there, in lists."""
+    """Lists, for each position (row, col) of the output, of the filters that have a gradient there."""
 
     offsets: Any
     """Where each filter's weights of a run begin, (rows, cols, filters)."""
@@ -203,7 +199,7 @@ def add_filters(memory, layout, image, runs, group, lists):
     out_rows, out_cols, room = lists.offsets.shape
     halves = length // layout.half
     one_row = zeros(memory, 1, np.int32)
-    # The run outermost: its taps, of all filters, stay in the first-level cache.
+    # The loop over runs is the outermost: a run's taps, of all filters, stay in the first-level cache.
     for run in range(n_runs):
         for row in range(out_rows):
             for col in range(out_cols):
@@ -268,7 +264,7 @@ def dense_filters_gradient_block(memory, block, blocks, layout, input, output_gr
     image, pixels = empty_image(memory, layout, TILE_COLUMNS, input), empty(memory, positions, np.int64)
     gradients = zeros(memory, positions * width, input)
     sums = zeros(memory, layout.groups * width * n_taps, input)
-    # Filters of one pixel need no other layout: neighbouring taps then lie a map apart.
+    # Filters of one pixel read the input as it is: neighbouring taps then are a map apart.
     planar = is_pointwise(layout, input) and channels % TILE_COLUMNS == 0
     pixel_step, tap_step = (1, positions) if planar else (channels, 1)
     source, origin = input.reshape(input.size) if planar else image, 0
@@ -429,13 +425,13 @@ def is_dense(output_gradient):
     uses=(filters_gradient_block, dense_filters_gradient_block, maps_gradient_block),
 )
 def filters_gradient(memory, block, blocks, layout, input, output_gradient, gradient):
-    """Compute `Conv2dGradFilters`, to be called as a single block: it is compiled once, not for each Op."""
+    """Compute `Conv2dGradFilters` in a single block, so that it is compiled once, not for each Op."""
     partial, offsets = zero_partial(memory, layout, gradient), tap_offsets(memory, layout)
     arrays = contiguous(memory, input), contiguous(memory, output_gradient), offsets, partial
     dense = is_dense(output_gradient)
     if dense and suits_map_vectors(layout):
         check(maps_gradient_block(BLOCKS, layout, *arrays))
-    # A few filters leave most of a tile's vectors empty.
+    # Few filters leave most of a tile's vectors empty.
     elif dense and 2 * layout.filters >= layout.half:
         check(dense_filters_gradient_block(BLOCKS, layout, *arrays))
     else:
@@ -445,7 +441,7 @@ def filters_gradient(memory, block, blocks, layout, input, output_gradient, grad
 
 @kernel_njit
 def transposed_pads(layout, input):
-    """Return the padding with which to convolve the output gradient into the input's; unless negative."""
+    """Return the padding for a convolution of the output gradient that gives the input's; unless negative."""
     rows = span_of(layout.filter_rows, layout.dilation_rows) - 1
     cols = span_of(layout.filter_cols, layout.dilation_cols) - 1
     bottom, right = layout.rows - layout.top - input.shape[2], layout.cols - layout.left - input.shape[3]
@@ -454,7 +450,7 @@ def transposed_pads(layout, input):
 
 @kernel_njit
 def transposed_filters(memory, layout, filters):
-    """Copy filters with those and channels swapped within each group."""
+    """Copy filters, swapping filters and channels within each group."""
     _, channels, rows, cols = filters.shape
     transposed = empty(memory, (layout.groups * channels, layout.filters, rows, cols), filters)
     for k in range(len(filters)):
@@ -468,7 +464,7 @@ def transposed_filters(memory, layout, filters):
 
 @parallel(whole_arguments, uses=(correlate, input_gradient_block))
 def input_gradient(memory, block, blocks, layout, filters, output_gradient, gradient):
-    """Compute `Conv2dGradInput`, to be called as a single block: it is compiled once, not for each Op."""
+    """Compute `Conv2dGradInput` in a single block, so that it is compiled once, not for each Op."""
     pads = transposed_pads(layout, gradient)
     overlap = min(pads[0][0], pads[0][1], pads[1][0], pads[1][1]) >= 0
     # A convolution also multiplies its padding: zero times infinity or NaN is not zero.
@@ -486,10 +482,9 @@ def input_gradient(memory, block, blocks, layout, filters, output_gradient, grad
     check(input_gradient_block(blocks, layout, runs, output_gradient, gradient))
 
 
-@register_kernel(Conv2dGradFilters)
-def make_conv2d_grad_filters(op, node, **kwargs):
+@register_kernel(Conv2dGradFilters, lambda op: filters_gradient)
+def make_conv2d_grad_filters(op, differentiate):
     """Compile `Conv2dGradFilters`."""
-    filters_gradient.load(node.outputs[0].dtype)
     layout_of = conv_layout_function(op)
 
     @kernel_njit
@@ -498,16 +493,15 @@ def make_conv2d_grad_filters(op, node, **kwargs):
         check_gradient(layout, input, filters, output_gradient)
         gradient = result(filters.shape, filters)
         if gradient.size:
-            check(filters_gradient(1, layout, input, output_gradient, gradient))
+            check(differentiate(1, layout, input, output_gradient, gradient))
         return gradient
 
     return conv2d_grad_filters
 
 
-@register_kernel(Conv2dGradInput)
-def make_conv2d_grad_input(op, node, **kwargs):
+@register_kernel(Conv2dGradInput, lambda op: input_gradient)
+def make_conv2d_grad_input(op, differentiate):
     """Compile `Conv2dGradInput`."""
-    input_gradient.load(node.outputs[0].dtype)
     layout_of = conv_layout_function(op)
 
     @kernel_njit
@@ -517,7 +511,7 @@ def make_conv2d_grad_input(op, node, **kwargs):
         check_filters(layout, filters)
         gradient = result(input.shape, filters)
         if gradient.size:
-            check(input_gradient(1, layout, filters, output_gradient, gradient))
+            check(differentiate(1, layout, filters, output_gradient, gradient))
         return gradient
 
     return conv2d_grad_input

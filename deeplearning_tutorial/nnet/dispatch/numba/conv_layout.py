@@ -1,9 +1,9 @@
-"""What the kernels of convolution and its gradients share: sizes, and how images and filters lie in memory.
+"""What the kernels of convolution and its gradients share: sizes, and the layout of images and filters.
 
 An image is copied channels-last, with its padding, so that the pixels under a row of a filter, of all
-channels, lie side by side. An element of a filter is here called a *tap*; its offset is where its pixel lies,
-counted from the pixel under the filter's first tap. Taps with neighbouring pixels form a *run*: a row of a
-filter, or a single position where the filter is dilated.
+channels, are neighbours. An element of a filter is called a *tap*; its offset is the distance of its pixel
+from the pixel under the filter's first tap. Taps with neighbouring pixels form a *run*: a row of a filter, or
+a single position if the filter is dilated.
 """
 
 from typing import NamedTuple
@@ -12,29 +12,27 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import dilated_length
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, kernel_njit, reported
-from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, unliteral
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, in_halves
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_copy
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, zeros
+from deeplearning_tutorial.nnet.dispatch.numba.sizes import has_too_many
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.sizes import MAX_ELEMENTS
-from deeplearning_tutorial.nnet.sizes import has_too_many as has_too_many_elements
 
-# Enough for many cores; few enough that the partial filter gradients stay small.
+# Enough blocks for many cores; few enough that the partial filter gradients stay small.
 BLOCKS = 16
 
-# Filters of a group that would leave most of a tile's vectors empty.
+# So few filters in a group would leave most of a tile's vectors empty.
 FEW_FILTERS = 2
 
-# Padding that is known once the filter's length is.
+# Stand for padding that depends on the filter's length.
 HALF, FULL = -1, -2
 
-in_halves = kernel_njit(tiles.in_halves)
 span_of = kernel_njit(dilated_length)
-has_too_many = kernel_njit(has_too_many_elements)
 
 
 class ConvLayout(NamedTuple):
@@ -76,18 +74,18 @@ def padding(pad, span):
 
 @kernel_njit
 def conv_layout_of(input, filters, pads, subsample, dilation, num_groups, flip):
-    """Return the layout; raise ValueError where the data do not fit."""
-    # A product might wrap around.
+    """Return the layout; raise ValueError if the data do not fit."""
+    # Not compared as a product, which might wrap around.
     if input.shape[1] % num_groups or input.shape[1] // num_groups != filters.shape[1]:
         raise ValueError("input and filters do not have matching channels", input.shape, filters.shape)
     if filters.shape[0] % num_groups:
-        groups = np.int64(num_groups)  # for the reason that `reported` has
+        groups = np.int64(num_groups)  # for the reason that `unliteral` gives
         raise ValueError("num_groups does not divide the number of filters", groups, filters.shape)
     if filters.shape[2] < 1 or filters.shape[3] < 1:
         raise ValueError("filters have no rows or no columns", filters.shape)
     rows_apart, cols_apart = filters.shape[2] - 1, filters.shape[3] - 1
     if rows_apart > MAX_ELEMENTS // dilation[0] or cols_apart > MAX_ELEMENTS // dilation[1]:
-        raise ValueError("filter_dilation is too large for the filters", reported(dilation), filters.shape)
+        raise ValueError("filter_dilation is too large for the filters", unliteral(dilation), filters.shape)
     rows_span, cols_span = span_of(filters.shape[2], dilation[0]), span_of(filters.shape[3], dilation[1])
     top, bottom = padding(pads[0][0], rows_span), padding(pads[0][1], rows_span)
     left, right = padding(pads[1][0], cols_span), padding(pads[1][1], cols_span)
@@ -96,9 +94,9 @@ def conv_layout_of(input, filters, pads, subsample, dilation, num_groups, flip):
         raise ValueError("filters are larger than the input: no output is left", input.shape, filters.shape)
     channels = filters.shape[1]
     if has_too_many(rows, cols, channels):
-        lengths = reported((rows, cols))
+        lengths = unliteral((rows, cols))
         raise ValueError("border_mode pads images to more than memory holds", lengths, input.shape)
-    # Longer strides lead to a single position, too, and past it, where offsets would wrap around.
+    # Longer strides also give a single position, but offsets beyond it would wrap around.
     stride_rows, stride_cols = min(subsample[0], rows), min(subsample[1], cols)
     return ConvLayout(
         num_groups,
@@ -137,13 +135,13 @@ def conv_layout_function(op):
 
 @kernel_njit
 def suits_map_vectors(layout):
-    """Tell whether vectors of neighbouring positions are better than vectors of filters."""
+    """Tell whether vectors of neighbouring positions are faster than vectors of filters."""
     return layout.channels == layout.stride_rows == layout.stride_cols == 1 and layout.filters <= FEW_FILTERS
 
 
 @kernel_njit
 def is_pointwise(layout, input):
-    """Tell whether there are as many output pixels as pixels, without padding: filters of one pixel."""
+    """Tell whether filters have one pixel, without padding or stride: outputs are as many as pixels."""
     return (layout.out_rows, layout.out_cols) == input.shape[2:] == (layout.rows, layout.cols)
 
 
@@ -175,7 +173,7 @@ def tap_offsets(memory, layout):
 
 @kernel_njit
 def flipped(layout, row, col):
-    """Return where in the filters the tap of a row and a column stands."""
+    """Return the row and the column of a tap in the filters."""
     if layout.flip:
         return layout.filter_rows - 1 - row, layout.filter_cols - 1 - col
     return row, col
@@ -185,7 +183,7 @@ def flipped(layout, row, col):
 def tap_weights(memory, layout, filters):
     """Copy filters to (groups, taps * filters), the filters padded with zeros to whole half vectors.
 
-    Of a group, each block of filters lies by itself as (taps, filters).
+    Within a group, each block of filters is stored as (taps, filters).
     """
     _, channels, rows, cols = filters.shape
     n_taps, width = rows * cols * channels, in_halves(layout.filters, layout.half) * layout.half
@@ -217,13 +215,13 @@ def consecutive_offsets(memory, count):
 
 @kernel_njit
 def padded_positions(positions):
-    """``positions`` rounded up to a multiple of TILE_COLUMNS."""
+    """Round ``positions`` up to a multiple of TILE_COLUMNS."""
     return (positions + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 
 
 @kernel_njit
 def empty_image(memory, layout, extra, like):
-    """Zeros for a padded image, channels-last and flat, and ``extra`` elements for vectors to run over."""
+    """Return zeros for a padded image, channels-last and flat, and ``extra`` ones for the last vectors."""
     return zeros(memory, layout.rows * layout.cols * layout.channels + extra, like)
 
 
@@ -241,7 +239,7 @@ def load_image(layout, maps, image):
 
 @kernel_njit
 def store_image(layout, image, maps):
-    """Copy what is inside the padding back to (channels, rows, cols)."""
+    """Copy the flat image, without its padding, back to (channels, rows, cols)."""
     channels, rows, cols = maps.shape
     for row in range(rows):
         first = ((row + layout.top) * layout.cols + layout.left) * channels

@@ -1,9 +1,10 @@
 """The memory of kernels: a failed allocation becomes a status, and what was allocated before it is freed.
 
-Numba counts the owners of its arrays, and where an exception passes through a function it never frees those
-that the function holds. What a kernel allocates for itself has no owner here but the call of the kernel:
-`empty` lists it, and whoever calls the kernel frees the list, however the call ended. Nothing is counted when
-such an array is sliced or passed on; counting is atomic, and cost a third of the time in an inner loop.
+Numba counts the references to its arrays, and if an exception passes through a function it never frees those
+that the function holds. The memory that a kernel allocates for itself belongs to the call of the kernel:
+`empty` adds it to a list, which the caller of the kernel frees, however the call ended. No references are
+counted when such an array is sliced or passed on; counting is atomic, and took a third of the time of an
+inner loop.
 """
 
 from llvmlite import ir
@@ -15,18 +16,18 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 
 NO_MEMORY = "there is not enough memory for what a kernel computes; use a smaller minibatch"
 
-# Of a line of the cache and of the widest vector.
+# That of a line of the cache and of the widest vector.
 _ALIGNMENT = 64
 
 
 def _array_type(shape, like):
-    """Numba's type of an array: one or several lengths, and an array or a scalar type for the data type."""
+    """Return the type of an array of one or several lengths, with the data type of an array or scalar type."""
     ndim = len(shape) if isinstance(shape, types.BaseTuple) else 1
     return types.Array(like.dtype, ndim, "C")
 
 
 def _bytes_of(context, builder, array_type, shape_type, shape):
-    """Return lengths, strides and size in bytes of an array, and whether the size overflows."""
+    """Return the lengths, strides and size in bytes of an array, and whether the size overflows."""
     kind = types.UniTuple(types.intp, array_type.ndim)
     if not isinstance(shape_type, types.BaseTuple):
         shape, shape_type = context.make_tuple(builder, types.UniTuple(shape_type, 1), [shape]), kind
@@ -55,7 +56,7 @@ def _make_array(context, builder, array_type, lengths, strides, data, meminfo=No
 
 
 def free_listed(context, builder, head):
-    """Emit the release of all memory in the list whose first element's address ``head`` holds."""
+    """Emit code that frees all memory in a list; ``head`` points to the address of its first element."""
     condition = builder.append_basic_block("any_left")
     body = builder.append_basic_block("free")
     after = builder.append_basic_block("freed")
@@ -73,9 +74,9 @@ def free_listed(context, builder, head):
 def _scratch(zeroed):
     @intrinsic
     def scratch(typingctx, memory, shape, like):
-        """Return an array for the time of a kernel's call; raise MemoryError where there is no memory.
+        """Return an array that lasts for a call of a kernel; raise MemoryError if there is no memory.
 
-        ``memory`` is the address that the kernel was given, ``like`` an array or a scalar type.
+        ``memory`` is the first argument of the kernel, ``like`` an array or a scalar type.
         """
         array_type = _array_type(shape, like)
 
@@ -84,7 +85,7 @@ def _scratch(zeroed):
             lengths, strides, size, overflow = _bytes_of(
                 context, builder, array_type, signature.args[1], shape
             )
-            # In front of the elements the address of what was allocated before.
+            # Before the elements stands the address of the previous allocation.
             place = context.nrt.allocate_unchecked(builder, builder.add(size, INDEX(2 * _ALIGNMENT)))
             failed = builder.or_(overflow, cgutils.is_null(builder, place))
             with builder.if_then(failed, likely=False):
@@ -108,9 +109,9 @@ empty, zeros = _scratch(zeroed=False), _scratch(zeroed=True)
 
 @intrinsic
 def result(typingctx, shape, like):
-    """Return an array that outlives the kernel, with no elements in memory where there is none for them.
+    """Return an array that outlives the kernel; its data pointer is null if there is no memory for it.
 
-    Such an array must be given to a kernel, which then does nothing but fail, or to `missing`.
+    It must be passed to a kernel, which then only fails, or to `missing`.
     """
     array_type = _array_type(shape, like)
 
@@ -118,7 +119,7 @@ def result(typingctx, shape, like):
         lengths, strides, size, overflow = _bytes_of(
             context, builder, array_type, signature.args[0], arguments[0]
         )
-        # More than there is.
+        # More than any machine has.
         size = builder.select(overflow, INDEX((1 << 63) - 4 * _ALIGNMENT), size)
         align = ir.IntType(32)(_ALIGNMENT)
         meminfo = context.nrt.meminfo_alloc_aligned_unchecked(builder, size, align)
@@ -138,7 +139,7 @@ def result(typingctx, shape, like):
 
 
 def is_missing(context, builder, array_type, array):
-    """Emit whether an array has elements and no memory for them."""
+    """Emit whether an array has elements but no memory for them."""
     array = context.make_array(array_type)(context, builder, array)
     null = cgutils.is_null(builder, array.data)
     return builder.and_(null, builder.icmp_signed(">", array.nitems, INDEX(0)))
@@ -156,14 +157,14 @@ def missing(typingctx, array):
 
 @intrinsic
 def as_contiguous(typingctx, array):
-    """Return the same array under a type that says its elements lie in C order."""
+    """Return the same array, with a type that says that its elements are in C order."""
     array_type = types.Array(array.dtype, array.ndim, "C")
 
     def codegen(context, builder, signature, arguments):
-        given = context.make_array(array)(context, builder, arguments[0])
+        original = context.make_array(array)(context, builder, arguments[0])
         return _make_array(
-            context, builder, array_type, cgutils.unpack_tuple(builder, given.shape),
-            cgutils.unpack_tuple(builder, given.strides), given.data,
+            context, builder, array_type, cgutils.unpack_tuple(builder, original.shape),
+            cgutils.unpack_tuple(builder, original.strides), original.data,
         )  # fmt: skip
 
     return array_type(array), codegen

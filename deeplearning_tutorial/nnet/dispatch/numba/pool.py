@@ -1,6 +1,6 @@
 """Numba kernels of pooling and its gradients, for every mode, stride and padding.
 
-The leading axes are one: ``(maps, rows, cols)``. Each kernel says only what it does with one row of windows.
+The leading axes are merged: ``(maps, rows, cols)``. Each kernel defines only the work on one row of windows.
 It works on many windows side by side, in vectors.
 """
 
@@ -10,15 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import in_order
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
-    in_order,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
-    reported,
+    unliteral,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Elements, Grid, Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_add, vector_copy, vector_divide
@@ -32,6 +31,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.windows import (
     repeat_each,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result
+from deeplearning_tutorial.nnet.dispatch.numba.sizes import has_too_many
 from deeplearning_tutorial.nnet.pool import (
     AveragePoolGrad,
     MaxPoolGrad,
@@ -41,17 +41,15 @@ from deeplearning_tutorial.nnet.pool import (
     pool_output_length,
 )
 from deeplearning_tutorial.nnet.sizes import MAX_SIZE
-from deeplearning_tutorial.nnet.sizes import has_too_many as has_too_many_elements
 
 BLOCKS = 64
 
 output_length = kernel_njit(pool_output_length)
 clip = kernel_njit(clip_windows)
-has_too_many = kernel_njit(has_too_many_elements)
 
 
 class PoolLayout(NamedTuple):
-    """Sizes of the maps and of the windows on them, clipped to what they see."""
+    """Sizes of the maps and of the windows on them, which are clipped to the elements that they cover."""
 
     maps: int
     rows: int
@@ -66,7 +64,7 @@ class PoolLayout(NamedTuple):
     pad_cols: int
     divisor_rows: int
     divisor_cols: int
-    """What a window's sum is divided by, as a product; 0 stands for what is not padding."""
+    """The product of the two divides a window's sum; 0 stands for its rows or columns without padding."""
 
 
 POOL_LAYOUT = types.NamedUniTuple(types.int64, len(PoolLayout._fields), PoolLayout)
@@ -87,19 +85,19 @@ class WindowRow(NamedTuple):
 
 @kernel_njit
 def pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
-    """Return the layout; raise where window, stride and padding do not go together."""
+    """Return the layout; raise if window, stride and padding do not fit each other."""
     if len(ws) != 2 or len(stride) != 2 or len(pad) != 2:
         raise ValueError("ws, stride and pad take two elements each", len(ws), len(stride), len(pad))
     if min(ws[0], ws[1], stride[0], stride[1]) < 1:
-        raise ValueError("ws and stride must be 1 or more", reported(ws), reported(stride))
+        raise ValueError("ws and stride must be 1 or more", unliteral(ws), unliteral(stride))
     if max(ws[0], ws[1], stride[0], stride[1]) > MAX_SIZE:
-        raise ValueError("ws and stride must be 2**62 or less", reported(ws), reported(stride))
+        raise ValueError("ws and stride must be 2**62 or less", unliteral(ws), unliteral(stride))
     if min(pad[0], pad[1]) < 0:
-        raise ValueError("pad must be 0 or more", reported(pad))
+        raise ValueError("pad must be 0 or more", unliteral(pad))
     if max(pad[0], pad[1]) > 0 and not ignore_border:
-        raise NotImplementedError("pad needs ignore_border=True", reported(pad))
+        raise NotImplementedError("pad needs ignore_border=True", unliteral(pad))
     if pad[0] >= ws[0] or pad[1] >= ws[1]:
-        raise NotImplementedError("pad must be less than ws", reported(pad), reported(ws))
+        raise NotImplementedError("pad must be less than ws", unliteral(pad), unliteral(ws))
     rows, cols = x.shape[-2:]
     maps = 1
     for axis in range(x.ndim - 2):
@@ -127,7 +125,7 @@ def pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding):
         divisor_cols,
     )
     if has_too_many(*shape_of_lines(layout), 1):
-        raise ValueError("pad makes rows longer than memory holds", reported(pad), x.shape)
+        raise ValueError("pad makes rows longer than memory holds", unliteral(pad), x.shape)
     return layout
 
 
@@ -146,7 +144,7 @@ def window_starts(layout):
 
 @kernel_njit
 def fill_divisors(layout, rows, divisors):
-    """Note what the sum of each window of ``rows`` rows is divided by."""
+    """Set the divisors of the sums of windows of ``rows`` rows."""
     for col in range(layout.out_cols):
         left = col * layout.stride_cols - layout.pad_cols
         inside = min(left + layout.window_cols, layout.cols) - max(left, 0)
@@ -192,7 +190,7 @@ def over_rows_of_windows(visit, fill_value, n_arrays, accumulates=False, at_once
 
 @kernel_njit
 def overhangs(layout):
-    """Tell whether windows hang over the ends of a row, and need a padded copy of it."""
+    """Tell whether windows reach beyond the ends of a row, and need a padded copy of it."""
     return layout.pad_cols > 0 or window_starts(layout) + layout.window_cols - 1 > layout.cols
 
 
@@ -380,27 +378,30 @@ def pool_layout_function(op):
     divide, count_padding = mode.startswith("average"), mode == "average_inc_pad"
 
     @kernel_njit
-    def given(x, ws, stride, pad):
+    def layout_of_inputs(x, ws, stride, pad):
         return pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
 
     if op.ws is None:
-        return given
+        return layout_of_inputs
     ws, stride, pad = op.ws, op.stride, op.pad
 
     @kernel_njit
-    def fixed(x):
+    def layout_of_op(x):
         return pool_layout_of(x, ws, stride, pad, ignore_border, divide, count_padding)
 
-    return fixed
+    return layout_of_op
 
 
-@register_kernel(Pool)
-def make_pool(op, node, **kwargs):
+def pool_kernel(op):
+    """Return the kernel of `Pool`."""
+    visit, fill_value = (maximum, -np.inf) if op.mode == "max" else (average, 0)
+    return over_rows_of_windows(visit, fill_value, 2, at_once=True)
+
+
+@register_kernel(Pool, pool_kernel)
+def make_pool(op, run_blocks):
     """Compile `Pool`."""
     layout_of = pool_layout_function(op)
-    visit = (maximum, -np.inf) if op.mode == "max" else (average, 0)
-    run_blocks = over_rows_of_windows(*visit, 2, at_once=True)
-    run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def pool(x, *geometry):
@@ -412,12 +413,10 @@ def make_pool(op, node, **kwargs):
     return pool
 
 
-@register_kernel(AveragePoolGrad)
-def make_average_pool_grad(op, node, **kwargs):
+@register_kernel(AveragePoolGrad, lambda op: over_rows_of_windows(distribute_average, 0, 2, accumulates=True))
+def make_average_pool_grad(op, run_blocks):
     """Compile `AveragePoolGrad`."""
     layout_of = pool_layout_function(op)
-    run_blocks = over_rows_of_windows(distribute_average, 0, 2, accumulates=True)
-    run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def average_pool_grad(x, output_gradient, *geometry):
@@ -430,12 +429,10 @@ def make_average_pool_grad(op, node, **kwargs):
     return average_pool_grad
 
 
-@register_kernel(MaxPoolGrad)
-def make_max_pool_grad(op, node, **kwargs):
+@register_kernel(MaxPoolGrad, lambda op: over_rows_of_windows(add_to_maxima, 0, 4, accumulates=True))
+def make_max_pool_grad(op, run_blocks):
     """Compile `MaxPoolGrad`."""
     layout_of = pool_layout_function(op)
-    run_blocks = over_rows_of_windows(add_to_maxima, 0, 4, accumulates=True)
-    run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def max_pool_grad(x, maxima, output_gradient, *geometry):
@@ -450,12 +447,10 @@ def make_max_pool_grad(op, node, **kwargs):
     return max_pool_grad
 
 
-@register_kernel(MaxPoolGradGrad)
-def make_max_pool_grad_grad(op, node, **kwargs):
+@register_kernel(MaxPoolGradGrad, lambda op: over_rows_of_windows(sum_of_maxima, 0, 4))
+def make_max_pool_grad_grad(op, run_blocks):
     """Compile `MaxPoolGradGrad`."""
     layout_of = pool_layout_function(op)
-    run_blocks = over_rows_of_windows(sum_of_maxima, 0, 4)
-    run_blocks.load(node.outputs[0].dtype)
 
     @kernel_njit
     def max_pool_grad_grad(x, maxima, cotangent, *geometry):

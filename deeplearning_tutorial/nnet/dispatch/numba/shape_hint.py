@@ -9,7 +9,7 @@ from deeplearning_tutorial.nnet.shape_hint import ShapeHint
 def numba_funcify_ShapeHint(op, node, **kwargs):
     """Compile `ShapeHint`: compare the lengths, copy nothing."""
     message = op.message()
-    # Numba has no tuples that mix ints with None: -1 is an unknown length.
+    # Numba has no tuples that mix ints and None: an unknown length is -1.
     lengths = tuple(-1 if hint is None else hint for hint in op.shape)
 
     @numba_njit

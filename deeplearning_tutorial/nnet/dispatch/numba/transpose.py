@@ -1,6 +1,6 @@
 """Transposition, which layouts with the channels last, and narrow matrices, need."""
 
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import BLOCK_SIDE, copy_elements, transpose_block
 

@@ -1,8 +1,8 @@
 """A layer with its gradients, saved or called by many at once: test_callers.py runs it as processes.
 
-    python callers.py save FILE fused|unfused
-    python callers.py threads|fork|spawn
-    python callers.py function
+python callers.py save FILE fused|unfused
+python callers.py threads|fork|spawn
+python callers.py function
 """
 
 import multiprocessing

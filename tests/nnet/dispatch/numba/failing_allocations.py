@@ -48,7 +48,8 @@ def install():
     for name, arguments in ALLOCATORS.items():
         kinds = arguments.split(", ")
         named = ", ".join(f"{kind} %{i}" for i, kind in enumerate(kinds))
-        code.append(f"""
+        code.append(
+            f"""
             define i8* @failing_{name}({named}) {{
               %left = atomicrmw sub i64* {address}, i64 1 seq_cst
               %fails = icmp eq i64 %left, 0
@@ -58,7 +59,8 @@ def install():
             some:
               %found = call i8* inttoptr (i64 {_nrt_python.c_helpers[name]} to i8* ({arguments})*)({named})
               ret i8* %found
-            }}""".replace("%0", "%a").replace("%1", "%b"))
+            }}""".replace("%0", "%a").replace("%1", "%b")
+        )
     module = llvm.parse_assembly("\n".join(code))
     target = llvm.Target.from_default_triple().create_target_machine()
     engine = llvm.create_mcjit_compiler(module, target)

@@ -20,7 +20,7 @@ from pytensor.gradient import grad, pushforward
 
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 from deeplearning_tutorial.nnet.conv import conv_output_length
-from deeplearning_tutorial.nnet.dispatch.numba import kernel, memory
+from deeplearning_tutorial.nnet.dispatch.numba import jit, memory, threads
 from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.pool import pool_output_length
 
@@ -181,10 +181,10 @@ def check_products():
 
 if __name__ == "__main__":
     # Python allocates, so the kernels have to stay on the thread that calls them.
-    kernel._BUSY.value = 1
+    threads._BUSY.value = 1
     # Other kernels than those that are cached: elements may lie at any multiple of 8 bytes.
     memory._ALIGNMENT = ALIGNMENT
-    kernel.VERSION += 1
+    jit.VERSION += 1
     rtsys.initialize(cpu_target.target_context)
     for name, function in {
         "MemInfo_alloc_aligned": allocate_owned,

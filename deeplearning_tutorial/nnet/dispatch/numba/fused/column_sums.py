@@ -3,20 +3,19 @@
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import in_order
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    BLOCK_SUMS,
     block_of,
     check,
-    in_order,
-    kernel_njit,
     parallel,
     register_kernel,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import result, zeros
 from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
 
-# Below twice as many elements another thread costs more than it helps.
-BLOCK_ELEMENTS = 1 << 14
-# Fewer columns would share lines of the cache with the next block's.
+# With fewer columns, blocks would share lines of the cache.
 BLOCK_COLUMNS = 32
 
 
@@ -34,15 +33,14 @@ def sums_block(memory, block, blocks, rows, x, out):
         out[begin + i] = totals[i]
 
 
-@register_kernel(ColumnSums)
-def make_column_sums(op, node, **kwargs):
+@register_kernel(ColumnSums, lambda op: sums_block)
+def make_column_sums(op, sums_block):
     """Compile `ColumnSums`."""
-    sums_block.load(node.outputs[0].dtype)
 
     @kernel_njit
     def column_sums(x):
         out = result(x.shape[1], x)
-        blocks = max(1, min(x.size // BLOCK_ELEMENTS, x.shape[1] // BLOCK_COLUMNS))
+        blocks = max(1, min(x.size // BLOCK_SUMS, x.shape[1] // BLOCK_COLUMNS))
         check(sums_block(blocks, len(x), in_order(x).reshape(x.size), out))
         return out
 

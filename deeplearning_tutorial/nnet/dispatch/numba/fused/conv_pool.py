@@ -11,6 +11,7 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.conv import Conv2d
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, contiguous
 from deeplearning_tutorial.nnet.dispatch.numba.conv import correlate_tiles
 from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     BLOCKS,
@@ -18,7 +19,6 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     consecutive_offsets,
     conv_layout_function,
     empty_image,
-    in_halves,
     load_image,
     padded_positions,
     tap_offsets,
@@ -32,19 +32,16 @@ from deeplearning_tutorial.nnet.dispatch.numba.fused.winograd import (
     multiply_band,
     suits_winograd,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    all_finite,
     block_of,
     check,
-    contiguous,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
     tuple_type,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Elements, Grid, Rows
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, in_halves
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import (
     copy_elements,
     vector_copy,
@@ -58,7 +55,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.fused.conv_pool import WORD_BITS, ConvMaxPool, plain_conv2d
 from deeplearning_tutorial.nnet.fused.conv_pool import mask_words as words_of
 
-# As many as images have, as opposed to maps of features.
+# At most as many as images have, as opposed to feature maps.
 FEW_CHANNELS = 4
 
 mask_words = kernel_njit(words_of)
@@ -109,7 +106,7 @@ def find_nonzero_windows(layout, window_shape, image, examine, columns, nonzero)
     """Note in ``nonzero`` which pooling windows see a pixel other than zero; all, unless to ``examine`` them.
 
     Where all pixels are zero so is the convolution, with all maxima tied, and the filters' gradient. On
-    images of digits that are about half of the windows. Maps of features are dense, and not examined.
+    images of digits these are about half of the windows. Feature maps are dense, and not examined.
     ``columns`` is scratch, of a row's pixels in whole vectors.
     """
     if not examine:
@@ -271,9 +268,7 @@ def winograd_block(tanh):
                 row_of_band = row % products.out_rows
                 if row_of_band == 0:
                     tile_rows = row, min(row + products.out_rows, out_rows)
-                    multiply_band(
-                        layout, products, image, tile_rows, filters.weights, filters.offsets, band
-                    )
+                    multiply_band(layout, products, image, tile_rows, filters.weights, filters.offsets, band)
                 convolution_of_row(products, row_of_band, band, lines)
                 finite[block] &= all_finite(lines.reshape(lines.size))
                 for col in range(out_cols):
@@ -311,7 +306,7 @@ def winograd(tanh):
 
 @cache
 def forward(window_rows, window_cols, tanh):
-    """Make the kernel of `ConvMaxPool`, to be called as a single block."""
+    """Make the kernel of `ConvMaxPool`, which runs as a single block."""
     in_tiles = (window_rows, window_cols) == (TILE, TILE)
     run_plain = plain_block(window_rows, window_cols, tanh)
     run_winograd, winograd_kernels = winograd(tanh) if in_tiles else (no_winograd, [])
@@ -335,13 +330,11 @@ def forward(window_rows, window_cols, tanh):
     return conv_max_pool
 
 
-@register_kernel(ConvMaxPool)
-def make_conv_max_pool(op, node, **kwargs):
+@register_kernel(ConvMaxPool, lambda op: forward(*op.ws, op.tanh))
+def make_conv_max_pool(op, convolve_and_pool):
     """Compile `ConvMaxPool`."""
     (window_rows, window_cols), layout_of = op.ws, plain_layout_function(op)
     positions = window_rows * window_cols
-    convolve_and_pool = forward(window_rows, window_cols, op.tanh)
-    convolve_and_pool.load(node.outputs[0].dtype)
 
     @kernel_njit
     def with_any_bias(input, filters, bias):
@@ -349,7 +342,7 @@ def make_conv_max_pool(op, node, **kwargs):
         rows, cols = layout.out_rows // window_rows, layout.out_cols // window_cols
         out = result((len(input), layout.filters, rows, cols), input)
         mask = result((len(input), rows, cols, positions, mask_words(layout.filters)), np.uint64)
-        # A kernel pools one window at least: what it gives where the convolution is zero.
+        # A kernel pools at least one window, of zeros.
         if out.size:
             check(convolve_and_pool(1, layout, input, filters, bias, PooledMaps(out, mask)))
         return out, mask

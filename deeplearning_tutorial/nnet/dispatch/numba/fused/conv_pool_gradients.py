@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, contiguous
 from deeplearning_tutorial.nnet.dispatch.numba.conv_gradients import (
     add_filters,
     add_filters_tap_by_tap,
@@ -36,12 +37,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.fused.conv_pool import (
     mask_words,
     plain_layout_function,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    all_finite,
     block_of,
     check,
-    contiguous,
-    kernel_njit,
     parallel,
     register_kernel,
     tuple_type,
@@ -52,11 +51,11 @@ from deeplearning_tutorial.nnet.fused.conv_pool import WORD_BITS, ConvMaxPoolGra
 
 
 class PooledGradient(NamedTuple):
-    """The gradient of `ConvMaxPool`'s output, with what leads from there to the convolution's."""
+    """The gradient of `ConvMaxPool`'s output, with what the gradient of the convolution's also depends on."""
 
     output_gradient: Any
     output: Any
-    """The output, read only where tanh joined."""
+    """The output, read only if tanh is fused."""
     mask: Any
     tanh: bool
 
@@ -94,7 +93,7 @@ def contiguous_gradient(memory, pooled):
     )
 
 
-# In whatever order is fastest on the machine, but in the same one each time.
+# Sums in whichever order is fastest on the machine, but always in the same one.
 @partial(kernel_njit, fastmath={"reassoc"})
 def total_of(values):
     """Sum in double precision."""
@@ -107,12 +106,12 @@ def total_of(values):
 
 @kernel_njit
 def load_gradient(pooled, b, gradient):
-    """Copy image b's gradient to (filters, windows), through the derivative of tanh where it joined."""
+    """Copy image b's gradient to (filters, windows), times the derivative of tanh if that is fused."""
     output_gradient, output = pooled.output_gradient[b], pooled.output[b]
     output_gradients = output_gradient.reshape(output_gradient.size)
     outputs = output.reshape(output.size)
     gradients = gradient.reshape(gradient.size)
-    # Of the arrays' type, for an integer makes all of it double precision.
+    # Of the arrays' type, because with an integer all of it would be computed in double precision.
     one = gradient.dtype.type(1)
     for i in range(len(output_gradients)):
         slope = one - outputs[i] * outputs[i] if pooled.tanh else one
@@ -134,7 +133,7 @@ def filters_gradient_block(window_rows, window_cols):
     def grad_filters_block(memory, block, blocks, layout, input, pooled, offsets, sums):
         n_filters, mask = layout.filters, pooled.mask
         out_rows, out_cols = pooled.output_gradient.shape[2:]
-        # Flat lists, and unsigned indices, which Numba need not check for their sign.
+        # Flat lists and unsigned indices, because Numba checks the sign of others.
         windows = out_rows * out_cols
         length = layout.out_rows * layout.out_cols
         room = np.uint64(length)
@@ -194,7 +193,7 @@ def filters_gradient_block(window_rows, window_cols):
 
 @cache
 def filters_gradient(window_rows, window_cols):
-    """Make the kernel of `ConvMaxPoolGradFilters`, to be called as a single block."""
+    """Make the kernel of `ConvMaxPoolGradFilters`, which runs as a single block."""
     run_blocks = filters_gradient_block(window_rows, window_cols)
 
     @parallel(
@@ -279,7 +278,7 @@ def input_gradient_block(window_rows, window_cols):
 
 @cache
 def input_gradient(window_rows, window_cols):
-    """Make the kernel of `ConvMaxPoolGradInput`, to be called as a single block."""
+    """Make the kernel of `ConvMaxPoolGradInput`, which runs as a single block."""
     run_blocks = input_gradient_block(window_rows, window_cols)
 
     @parallel(
@@ -306,24 +305,22 @@ def check_gradient(layout, ws, input, mask, output_gradient, output):
         raise ValueError("mask does not have the output's shape", mask.shape)
 
 
-def with_or_without_output(op, kernel):
-    """Make the Op's function of ``kernel``, which always takes the output."""
+def with_or_without_output(op, function):
+    """Make the Op's function from ``function``, which always takes the output."""
     if op.tanh:
-        return kernel
+        return function
 
     @kernel_njit
     def without_output(input, filters, mask, output_gradient):
-        return kernel(input, filters, mask, output_gradient, output_gradient)
+        return function(input, filters, mask, output_gradient, output_gradient)
 
     return without_output
 
 
-@register_kernel(ConvMaxPoolGradFilters)
-def make_conv_max_pool_grad_filters(op, node, **kwargs):
+@register_kernel(ConvMaxPoolGradFilters, lambda op: filters_gradient(*op.ws))
+def make_conv_max_pool_grad_filters(op, differentiate):
     """Compile `ConvMaxPoolGradFilters`."""
     layout_of, ws, tanh = plain_layout_function(op), op.ws, op.tanh
-    differentiate = filters_gradient(*ws)
-    differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_filters(input, filters, mask, output_gradient, output):
@@ -342,12 +339,10 @@ def make_conv_max_pool_grad_filters(op, node, **kwargs):
     return with_or_without_output(op, conv_max_pool_grad_filters)
 
 
-@register_kernel(ConvMaxPoolGradInput)
-def make_conv_max_pool_grad_input(op, node, **kwargs):
+@register_kernel(ConvMaxPoolGradInput, lambda op: input_gradient(*op.ws))
+def make_conv_max_pool_grad_input(op, differentiate):
     """Compile `ConvMaxPoolGradInput`."""
     layout_of, ws, tanh = plain_layout_function(op), op.ws, op.tanh
-    differentiate = input_gradient(*ws)
-    differentiate.load(node.outputs[0].dtype)
 
     @kernel_njit
     def conv_max_pool_grad_input(input, filters, mask, output_gradient, output):

@@ -1,7 +1,7 @@
 """Numba kernel of the log-likelihood of labels under a linear classifier, with its gradients.
 
 A chunk of examples is multiplied by the weights and, while it is in the cache, by the gradient of its scores.
-Vectors of zeros, the background of digits, are passed over.
+Vectors of zeros, as in the background of digits, are skipped.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, contiguous
 from deeplearning_tutorial.nnet.dispatch.numba.fused.log_likelihood import check_labels, from_first
 from deeplearning_tutorial.nnet.dispatch.numba.fused.matrix_product import (
     copy_block,
@@ -16,13 +17,10 @@ from deeplearning_tutorial.nnet.dispatch.numba.fused.matrix_product import (
     steps,
     transposed_columns,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    all_finite,
     block_of,
     check,
-    contiguous,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
     tuple_type,
@@ -66,10 +64,10 @@ class Results(NamedTuple):
 
 @kernel_inline
 def softmax_columns(scores, b, labels, log_likelihoods, maxima, totals):
-    """Replace the scores, less ``b``, by exponentials; the softmax is these over their ``totals``.
+    """Add ``b`` to the scores and replace them by exponentials, whose ratio to ``totals`` is the softmax.
 
-    ``scores`` is (classes, rows): neighbouring elements belong to different examples, so all loops make
-    vectors. There may be more rows than labels. ``maxima`` is scratch.
+    ``scores`` is (classes, rows): neighbouring elements belong to different examples, so that all loops
+    become vectors. There may be more rows than labels. ``maxima`` is scratch.
     """
     classes, rows = scores.shape
     for r in range(rows):
@@ -112,7 +110,7 @@ def rows_block(memory, block, blocks, x, classifier, labels, output_gradient, re
     bias_gradients[block] = 0
     # Zero times infinity or NaN is not zero.
     every = not all_finite(weights.reshape(weights.size))
-    # As few columns in the last tile as in the others would leave it waiting for its sums.
+    # Tiles of about equal width: a narrow last one would have to wait for its few sums.
     tiles = (classes + INNER_COLUMNS - 1) // INNER_COLUMNS
     tile_columns = (classes + tiles - 1) // tiles
 
@@ -138,11 +136,11 @@ def rows_block(memory, block, blocks, x, classifier, labels, output_gradient, re
 
         score_gradients[:] = 0
         for r in range(n):
-            here = output_gradient[first + r if len(output_gradient) > 1 else 0]
-            factor = -here / totals[r]
+            weight = output_gradient[first + r if len(output_gradient) > 1 else 0]
+            factor = -weight / totals[r]
             for c in range(classes):
                 score_gradients[r, c] = factor * scores[c, r]
-            score_gradients[r, labels[first + r]] += here
+            score_gradients[r, labels[first + r]] += weight
             for c in range(classes):
                 bias_gradients[block, c] += score_gradients[r, c]
         if not all_finite(score_gradients.reshape(score_gradients.size)):
@@ -166,10 +164,10 @@ def rows_block(memory, block, blocks, x, classifier, labels, output_gradient, re
     uses=(copy_block, rows_block),
 )  # fmt: skip
 def all_rows(memory, block, blocks, x, classifier, labels, output_gradient, results):
-    """Work on all examples, to be called as a single block."""
+    """Compute `LinearLogLikelihood` in a single block."""
     W = classifier.weights
     features, classes = W.shape
-    # The gradients of no example at all are zeros, which a block writes.
+    # Without examples the gradients are zeros, which one block writes.
     blocks = max(1, len(labels) // BLOCK_ROWS)
     gradients = empty(memory, (blocks, classes, features), x)
     bias_gradients = empty(memory, (blocks, classes), np.float64)
@@ -185,10 +183,9 @@ def all_rows(memory, block, blocks, x, classifier, labels, output_gradient, resu
         results.bias_gradient[c] = bias_gradients[0, c]
 
 
-@register_kernel(LinearLogLikelihood)
-def make_linear_log_likelihood(op, node, **kwargs):
+@register_kernel(LinearLogLikelihood, lambda op: all_rows)
+def make_linear_log_likelihood(op, all_rows):
     """Compile `LinearLogLikelihood`."""
-    all_rows.load(node.outputs[0].dtype)
 
     @kernel_njit
     def linear_log_likelihood(x, W, b, y, output_gradient):

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    BLOCK_EXPONENTIALS,
     block_of,
     check,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
 )
@@ -14,16 +14,13 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import vector_exp_of
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result
 from deeplearning_tutorial.nnet.fused.log_likelihood import LogLikelihood, LogLikelihoodGrad
 
-# Below twice as many elements another thread costs more than it helps.
-BLOCK_ELEMENTS = 4096
-
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[::1], real[::1]))
 def softmax_block(memory, block, blocks, x, softmax, maxima, log_totals):
-    """Compute the softmax of a block of rows, and the two parts of the logarithm of what divides each row."""
+    """Compute the softmax of a block of rows, and the two terms of the logarithm of each row's divisor."""
     classes = x.shape[1]
     begin, end = block_of(block, blocks, len(x))
-    # All rows at once: ten classes alone would leave the processor waiting for each result.
+    # All rows at once: with ten classes alone the processor would wait for each result.
     exponentials = empty(memory, (end - begin, classes), x)
     for i in range(begin, end):
         largest = x[i, 0]
@@ -44,7 +41,7 @@ def softmax_block(memory, block, blocks, x, softmax, maxima, log_totals):
 
 @kernel_njit
 def check_labels(y, classes, examples):
-    """Raise IndexError unless each label is one of the classes, and there are no more than examples."""
+    """Raise IndexError if a label is none of the classes, or there are more labels than examples."""
     if len(y) > examples:
         raise IndexError("there are more labels y than examples", len(y), examples)
     for i in range(len(y)):
@@ -54,16 +51,16 @@ def check_labels(y, classes, examples):
 
 @kernel_njit
 def from_first(label, classes):
-    """Count a label from the first class, as an index; negative ones are counted from the last."""
+    """Return a label as an index from the first class; a negative one counts from the last class."""
     return np.int64(label) if label >= 0 else np.int64(label) + classes
 
 
 @kernel_inline
 def softmax_and_divisors(x):
-    """Return the softmax of all rows, and of each the two parts of the logarithm of what divides it."""
+    """Return the softmax of all rows, and the two terms of the logarithm of each row's divisor."""
     softmax, maxima, log_totals = result(x.shape, x), result(len(x), x), result(len(x), x)
     if x.size:
-        check(softmax_block(max(1, x.size // BLOCK_ELEMENTS), x, softmax, maxima, log_totals))
+        check(softmax_block(max(1, x.size // BLOCK_EXPONENTIALS), x, softmax, maxima, log_totals))
     return softmax, maxima, log_totals
 
 
@@ -73,11 +70,11 @@ def log_likelihood(x, y):
     batch, classes = x.shape
     check_labels(y, classes, batch)
     softmax, maxima, log_totals = softmax_and_divisors(x)
-    chosen = result(len(y), x)
-    check(missing(chosen))
+    log_likelihoods = result(len(y), x)
+    check(missing(log_likelihoods))
     for i in range(len(y)):
-        chosen[i] = x[i, from_first(y[i], classes)] - maxima[i] - log_totals[i]
-    return chosen, softmax
+        log_likelihoods[i] = x[i, from_first(y[i], classes)] - maxima[i] - log_totals[i]
+    return log_likelihoods, softmax
 
 
 @kernel_njit
@@ -88,24 +85,23 @@ def log_likelihood_grad(softmax, y, output_gradient):
     check_labels(y, softmax.shape[1], len(softmax))
     gradient = result(softmax.shape, softmax)
     check(missing(gradient))
-    # The rows without a label follow the others.
+    # Rows without a label come last.
     gradient[len(y) :] = 0
     for i in range(len(y)):
-        here = output_gradient[i if len(output_gradient) > 1 else 0]
+        weight = output_gradient[i if len(output_gradient) > 1 else 0]
         for j in range(softmax.shape[1]):
-            gradient[i, j] = -here * softmax[i, j]
-        gradient[i, from_first(y[i], softmax.shape[1])] += here
+            gradient[i, j] = -weight * softmax[i, j]
+        gradient[i, from_first(y[i], softmax.shape[1])] += weight
     return gradient
 
 
-@register_kernel(LogLikelihood)
-def make_log_likelihood(op, node, **kwargs):
+@register_kernel(LogLikelihood, lambda op: softmax_block)
+def make_log_likelihood(op, _kernel):
     """Compile `LogLikelihood`."""
-    softmax_block.load(node.outputs[0].dtype)
     return log_likelihood
 
 
 @register_kernel(LogLikelihoodGrad)
-def make_log_likelihood_grad(op, node, **kwargs):
+def make_log_likelihood_grad(op):
     """Compile `LogLikelihoodGrad`."""
     return log_likelihood_grad

@@ -1,7 +1,7 @@
 """Numba kernel of the product of two matrices, on the tile that convolutions use.
 
 The result is divided into blocks of rows and columns. A block packs its columns of ``b``; each tile of the
-result is then summed in registers over the whole inner length, so blocks and threads do not change it.
+result is then summed in registers over the whole inner length, so it does not depend on blocks and threads.
 """
 
 from typing import Any, NamedTuple
@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, in_order
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
-    all_finite,
     block_of,
     check,
-    in_order,
-    kernel_inline,
-    kernel_njit,
     parallel,
     register_kernel,
     tuple_type,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.llvm import tiles
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     INNER_COLUMNS,
@@ -29,20 +26,23 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.narrow_products import (
     list_vectors,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Grid, Rows
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, TILE_HALVES, convolve_tile
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
+    TILE_COLUMNS,
+    TILE_HALVES,
+    convolve_tile,
+    in_halves,
+)
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import copy_elements, sgd_step
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, missing, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct, MatrixProduct, WeightUpdate
 
-# Rows in a block: enough to outweigh packing, few enough to share out.
+# Rows in a block: enough to outweigh packing, few enough for blocks for all threads.
 BLOCK_ROWS = 128
 # Columns that may leave half of a tile's vectors empty.
 NARROW = 12
 # Elements in a block that is copied.
 COPY_ELEMENTS = 1 << 14
-
-in_halves = kernel_njit(tiles.in_halves)
 
 
 class GradientStep(NamedTuple):
@@ -69,9 +69,9 @@ def no_step(out):
 
 @parallel(lambda real: (real[:, :], real[:, ::1]))
 def copy_block(memory, block, blocks, b, out):
-    """Copy some columns of a matrix that has its columns, not its rows, side by side in memory."""
+    """Copy some columns of a matrix whose columns, not rows, are contiguous in memory."""
     begin, end = block_of(block, blocks, b.shape[1])
-    # Few columns at a time, so that the lines of the cache they are written to stay there.
+    # Few columns at a time, so that the lines to which they are written stay in the cache.
     for left in range(begin, end, 8):
         for row in range(b.shape[0]):
             for col in range(left, min(left + 8, end)):
@@ -85,13 +85,16 @@ def steps(x):
 
 
 @kernel_njit
-def part_of(block, grid, rows, halves):
-    """Return the first row of a block and of the next, its first half vector of columns and their number.
+def column_blocks(halves):
+    """Return the number of blocks, each for a tile, into which half vectors of columns are divided."""
+    return (halves + TILE_HALVES - 1) // TILE_HALVES
 
-    ``grid`` is the number of blocks of rows and of columns.
-    """
-    row_blocks, col_blocks = grid
-    begin, end = block_of(block // col_blocks, row_blocks, rows)
+
+@kernel_njit
+def part_of(block, blocks, rows, halves):
+    """Return the first row of a block and of the next, its first half vector of columns and their number."""
+    col_blocks = column_blocks(halves)
+    begin, end = block_of(block // col_blocks, blocks // col_blocks, rows)
     first, last = block_of(block % col_blocks, col_blocks, halves)
     return begin, end, first, last - first
 
@@ -125,22 +128,17 @@ def update_rows(out, step, tile, first, begin, end, left, right):
     return squares
 
 
-@parallel(
-    lambda real: (
-        types.UniTuple(types.int64, 2), real[:, :], real[:, :], real[:, ::1], gradient_step_type(real),
-        types.float64[::1],
-    ),
-)  # fmt: skip
-def product_block(memory, block, blocks, grid, a, b, out, step, squares):
+@parallel(lambda real: (real[:, :], real[:, :], real[:, ::1], gradient_step_type(real), types.float64[::1]))
+def product_block(memory, block, blocks, a, b, out, step, squares):
     """Compute a block of the product, or of the weights after a `GradientStep`.
 
-    ``b`` has its rows side by side in memory. ``out`` may be the weights themselves. ``squares[block]``
+    The rows of ``b`` are contiguous in memory. ``out`` may be the weights themselves. ``squares[block]``
     receives the sum of squares of the block's weights before; without memory neither it nor the weights
     change.
     """
     inner, cols = b.shape
     half = REGISTER_BYTES // a.itemsize // 2
-    begin, end, first_half, halves = part_of(block, grid, len(a), in_halves(cols, half))
+    begin, end, first_half, halves = part_of(block, blocks, len(a), in_halves(cols, half))
     left, right = first_half * half, min((first_half + halves) * half, cols)
 
     whole_vectors = (first_half + halves) * half <= cols
@@ -178,13 +176,13 @@ def product_block(memory, block, blocks, grid, a, b, out, step, squares):
 
 @parallel(lambda real: (real[:, :], real[:, ::1], real[:, ::1]))
 def inner_block(memory, block, blocks, a, transposed, out):
-    """Multiply a block of rows by a few columns; both matrices have their rows side by side in memory."""
+    """Multiply a block of rows by a few columns; the rows of both matrices are contiguous in memory."""
     cols, inner = transposed.shape
     begin, end = block_of(block, blocks, len(a))
     a_step, _ = steps(a)
     numbers = empty(memory, inner // (REGISTER_BYTES // a.itemsize), np.int64)
     every = not all_finite(transposed.reshape(transposed.size))
-    # Rows come in twos: the last two may overlap those before, and a single one is multiplied twice.
+    # Rows are multiplied in pairs: the last pair may overlap the one before, and a single row is taken twice.
     step, row_step = (INNER_ROWS, 1) if end - begin >= INNER_ROWS else (1, 0)
     for start in range(begin, end, step):
         row = min(start, end - step)
@@ -199,7 +197,7 @@ def inner_block(memory, block, blocks, a, transposed, out):
 
 @kernel_njit
 def in_row_order(memory, b):
-    """Return ``b`` itself, or a copy, with its rows side by side in memory."""
+    """Return ``b``, or a copy of it, whose rows are contiguous in memory."""
     if steps(b)[1] == 1:
         return b
     out = empty(memory, b.shape, b)
@@ -238,16 +236,16 @@ def multiply_tiles(memory, a, b, out, step):
     rows, cols = out.shape
     half = REGISTER_BYTES // a.itemsize // 2
     halves = in_halves(cols, half)
-    grid = max(1, rows // BLOCK_ROWS), (halves + TILE_HALVES - 1) // TILE_HALVES
+    blocks = max(1, rows // BLOCK_ROWS) * column_blocks(halves)
     b = in_row_order(memory, b)
-    squares = empty(memory, grid[0] * grid[1], np.float64)
+    squares = empty(memory, blocks, np.float64)
     squares[:] = -1
-    failed = product_block(len(squares), grid, a, b, out, step, squares)
+    failed = product_block(blocks, a, b, out, step, squares)
     if failed and step.update:
-        # Weights of which some are new and some are old would be of no use to anyone.
-        for block in range(len(squares)):
+        # Weights of which only some are updated would be useless.
+        for block in range(blocks):
             if squares[block] == -1:
-                begin, end, first, number = part_of(block, grid, rows, halves)
+                begin, end, first, number = part_of(block, blocks, rows, halves)
                 left, right = first * half, min((first + number) * half, cols)
                 old, new = step.weights[begin:end, left:right], out[begin:end, left:right]
                 squares[block] = update_without_memory(
@@ -256,7 +254,7 @@ def multiply_tiles(memory, a, b, out, step):
     else:
         check(failed)
     total = 0.0
-    for block in range(len(squares)):
+    for block in range(blocks):
         total += squares[block]
     return total
 
@@ -269,8 +267,8 @@ def multiply(memory, block, blocks, a, b, out, step, squares):
     """Multiply; few columns would leave a tile's vectors half empty, so other loops take them.
 
     A `GradientStep` sets the one element of ``squares``, if there is one, to the sum of squares of the
-    weights before, and fails before it writes any weight or not at all. To be called as a single block: it
-    is compiled once, and not for every order in memory that a graph has.
+    weights before; it fails before it writes any weight or not at all. `multiply` runs as a single block, so
+    that it is compiled once, not for every order in memory that a graph has.
     """
     (rows, inner), cols = a.shape, b.shape[1]
     row_step, inner_step = steps(a)
@@ -298,25 +296,23 @@ def matrix_product(a, b):
     return out
 
 
-@register_kernel(MatrixProduct)
-def make_matrix_product(op, node, **kwargs):
+@register_kernel(MatrixProduct, lambda op: multiply)
+def make_matrix_product(op, _kernel):
     """Compile `MatrixProduct`."""
-    multiply.load(node.outputs[0].dtype)
     return matrix_product
 
 
 @parallel(lambda real: (real[:, :, :], real[:, :, :], real[:, :, ::1]), uses=(multiply,))
 def multiply_stack(memory, block, blocks, a, b, out):
-    """Multiply one pair of matrices after the other, to be called as a single block."""
+    """Compute `BatchedMatrixProduct` in a single block, one pair of matrices after the other."""
     no_squares = empty(memory, 0, a)
     for i in range(len(out)):
         check(multiply(1, a[i], b[i], out[i], no_step(out[i]), no_squares))
 
 
-@register_kernel(BatchedMatrixProduct)
-def make_batched_matrix_product(op, node, **kwargs):
+@register_kernel(BatchedMatrixProduct, lambda op: multiply_stack)
+def make_batched_matrix_product(op, multiply_stack):
     """Compile `BatchedMatrixProduct`."""
-    multiply_stack.load(node.outputs[0].dtype)
 
     @kernel_njit
     def batched_matrix_product(a, b):
@@ -329,11 +325,9 @@ def make_batched_matrix_product(op, node, **kwargs):
     return batched_matrix_product
 
 
-@register_kernel(WeightUpdate)
-def make_weight_update(op, node, **kwargs):
+@register_kernel(WeightUpdate, lambda op: multiply)
+def make_weight_update(op, multiply):
     """Compile `WeightUpdate`."""
-    multiply.load(node.outputs[0].dtype)
-
     inplace = op.inplace
 
     @kernel_njit
@@ -350,7 +344,7 @@ def make_weight_update(op, node, **kwargs):
         rate, decay = learning_rate[0, 0], weight_decay[0, 0]
         check(missing(old) or missing(new) or missing(squares))
         if multiply(1, a, b, new, GradientStep(True, old, rate, decay), squares):
-            # It takes long, but other weights may have been updated, and part of a step is of no use.
+            # It takes long, but other weights may have been updated, and part of a step is useless.
             total = update_without_memory(a, b, new, old, rate, decay)
             if len(squares):
                 squares[0] = total

@@ -3,7 +3,8 @@
 import numpy as np
 
 from deeplearning_tutorial.nnet.dispatch.numba.fused.log_likelihood import softmax_and_divisors, softmax_block
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import check, kernel_njit, register_kernel
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.kernel import check, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
 from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
 
@@ -33,14 +34,13 @@ def row_argmax(x):
     return places
 
 
-@register_kernel(RowSoftmax)
-def make_row_softmax(op, node, **kwargs):
+@register_kernel(RowSoftmax, lambda op: softmax_block)
+def make_row_softmax(op, _kernel):
     """Compile `RowSoftmax`."""
-    softmax_block.load(node.outputs[0].dtype)
     return row_softmax
 
 
 @register_kernel(RowArgmax)
-def make_row_argmax(op, node, **kwargs):
+def make_row_argmax(op):
     """Compile `RowArgmax`."""
     return row_argmax

@@ -5,22 +5,20 @@ from functools import partial
 import numpy as np
 from numba import types
 
+from deeplearning_tutorial.nnet.dispatch.numba.arrays import in_order
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
+    BLOCK_SUMS,
     block_of,
     check,
-    in_order,
-    kernel_njit,
     parallel,
     register_kernel,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import missing, result
 from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 
-# Below twice as many elements another thread costs more than it helps.
-BLOCK_ELEMENTS = 1 << 14
 
-
-# Sums in whatever order is fastest on the machine, but in the same one each time.
+# Sums in whichever order is fastest on the machine, but always in the same one.
 @partial(kernel_njit, fastmath={"reassoc", "contract"})
 def squares_of(values):
     """Sum the squares in double precision."""
@@ -38,19 +36,18 @@ def squares_block(memory, block, blocks, x, partial):
     partial[block] = squares_of(x[begin:end])
 
 
-@register_kernel(SumOfSquares)
-def make_sum_of_squares(op, node, **kwargs):
+@register_kernel(SumOfSquares, lambda op: squares_block)
+def make_sum_of_squares(op, squares_block):
     """Compile `SumOfSquares`."""
-    squares_block.load(node.inputs[0].dtype)
 
     @kernel_njit
     def sum_of_squares(x):
-        partial, total = result(max(1, x.size // BLOCK_ELEMENTS), np.float64), result((), x)
+        partial, total = result(max(1, x.size // BLOCK_SUMS), np.float64), result((), x)
         check(missing(total) or squares_block(len(partial), in_order(x).reshape(x.size), partial))
-        in_double = 0.0
+        in_float64 = 0.0
         for block in range(len(partial)):
-            in_double += partial[block]
-        total[()] = in_double
+            in_float64 += partial[block]
+        total[()] = in_float64
         return total
 
     return sum_of_squares

@@ -13,12 +13,11 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     ConvLayout,
     filter_blocks,
     filters_of_block,
-    in_halves,
     padded_positions,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
-from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS
+from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, in_halves
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.winograd_transforms import (
     FILTER_LENGTH,
     POINTS,
@@ -119,18 +118,14 @@ def multiply_band(layout, products, image, tile_rows, filter_values, offsets, ba
                 tile = point * POINTS * products.cols + r * cols + col
                 transform_pixels(
                     Rows(pixels, tile * products.channels, products.cols * products.channels),
-                    Rows(
-                        columns, point * column_step + col * TILE * layout.channels, layout.channels
-                    ),
+                    Rows(columns, point * column_step + col * TILE * layout.channels, layout.channels),
                     products.channels // layout.half,
                 )
     for i in range(len(band.tile_mask)):
         band.tile_mask[i] = i * TILE_COLUMNS < rows * cols
     for point in range(POINTS**2):
         sums_of_point = sums[point : point + 1]
-        correlate_tiles(
-            products, pixels, point, filter_values, point, offsets, sums_of_point, band.tile_mask
-        )
+        correlate_tiles(products, pixels, point, filter_values, point, offsets, sums_of_point, band.tile_mask)
 
 
 @kernel_inline

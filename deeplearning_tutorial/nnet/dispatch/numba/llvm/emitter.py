@@ -11,9 +11,9 @@ INDEX = ir.IntType(64)
 
 
 def target_features():
-    """Names of the instruction sets that Numba compiles for."""
-    given = config.CPU_FEATURES
-    features = codegen.get_host_cpu_features() if given is None else given
+    """Return the names of the instruction sets that Numba compiles for."""
+    configured = config.CPU_FEATURES
+    features = codegen.get_host_cpu_features() if configured is None else configured
     names = {name[1:] for name in features.split(",") if name.startswith("+")}
     # Every 64-bit ARM has it, listed or not.
     arm = llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64"))
@@ -21,21 +21,21 @@ def target_features():
 
 
 def register_bytes(features):
-    """Width of a vector register."""
+    """Return the width of a vector register."""
     if "avx512f" in features:
         return 64
     return 32 if "avx" in features else 16
 
 
 def has_many_registers(features):
-    """Tell whether there are 32 vector registers, as in AVX-512 and NEON: x86 before has 16."""
+    """Tell whether there are 32 vector registers, as with AVX-512 and NEON; x86 without AVX-512 has 16."""
     return bool(features & {"avx512f", "neon"})
 
 
 REGISTER_BYTES = register_bytes(target_features())
 MANY_REGISTERS = has_many_registers(target_features())
 
-# What begins anywhere is loaded in short vectors: nearly all of 64 bytes would cross a line of the cache.
+# Unaligned rows are loaded in short vectors: nearly all loads of 64 bytes would cross a line of the cache.
 SHORT_BYTES = 32
 
 
@@ -52,11 +52,11 @@ class Emitter:
         self.half_vector = ir.VectorType(self.scalar, self.half)
 
     def load_index(self, pointer):
-        """Load an int32 or int64, to index with."""
+        """Load an int32 or int64 as an index."""
         return self.builder.sext(self.builder.load(pointer), INDEX)
 
     def trailing_zeros(self, bits):
-        """Position of the lowest bit that is set; at least one must be."""
+        """Return the position of the lowest bit that is set; at least one must be."""
         return self.builder.cttz(bits, ir.IntType(1)(1))
 
     def advance(self, pointer, elements):
@@ -64,11 +64,11 @@ class Emitter:
         return self.builder.gep(pointer, [elements])
 
     def times(self, a, b):
-        """Multiply LLVM integers, of which the second may be a Python int."""
+        """Multiply LLVM integers; ``b`` may also be an int."""
         return self.builder.mul(a, INDEX(b) if isinstance(b, int) else b)
 
     def vectors(self, halves):
-        """Vector types that together hold ``halves`` half vectors, with their first elements."""
+        """Return vector types that together hold ``halves`` half vectors, with their first elements."""
         full, odd = divmod(halves, 2)
         lanes = [2 * self.half] * full + [self.half] * odd
         return [(ir.VectorType(self.scalar, n), INDEX(sum(lanes[:i]))) for i, n in enumerate(lanes)]
@@ -94,7 +94,7 @@ class Emitter:
         return self.builder.shuffle_vector(first, undefined, zeros)
 
     def prefetch(self, pointer):
-        """Ask for a line of the cache that will be read; whether it is there does not matter."""
+        """Prefetch a line of the cache; its address need not be valid."""
         typed = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
         integer = ir.IntType(32)
         signature = ir.FunctionType(ir.VoidType(), [typed.type, integer, integer, integer])
@@ -137,9 +137,9 @@ class Emitter:
         return self.builder.if_then(self.builder.icmp_signed("!=", count, INDEX(0)))
 
     def for_each_vector(self, count, targets, compute):
-        """Set ``count`` elements of each target, a vector at a time, to what ``compute(load)`` lists.
+        """Set ``count`` elements of each target, a vector at a time, to the vectors of ``compute(load)``.
 
-        There ``load(pointer)`` gives the elements that lie as far from ``pointer`` as those from the target.
+        ``load(pointer)`` loads the elements as far from ``pointer`` as those that are set from the target.
         """
         builder, vector = self.builder, self.vector
         whole, done, remainder = self.divided(count, vector)
@@ -208,10 +208,10 @@ class Emitter:
         return ir.Constant(vector, [element(value)] * vector.count)
 
     def _exponential(self, y):
-        """Return p and q such that exp(y) = p + p * q, p is a power of two and q small.
+        """Return p and q with exp(y) = p + p * q, where p is a power of two and q is small.
 
         exp(y) = 2**n * exp(y - n log 2), and the Taylor series of exp(r) - 1 for |r| <= log(2) / 2 keeps the
-        relative precision near zero. ``y`` must not go beyond the exponents of normal numbers.
+        relative precision near zero. exp(y) must be a normal number.
         """
         builder, vector = self.builder, y.type
         double = self.itemsize == 8
@@ -221,7 +221,7 @@ class Emitter:
         def constant(value):
             return self.constant(value, vector)
 
-        # Adding this constant rounds to an integer, which is then found in the lowest bits.
+        # Adding this constant rounds to an integer, which then stands in the lowest bits.
         rounder = constant(1.5 * 2.0**mantissa)
         shifted = builder.fadd(builder.fmul(y, constant(1 / math.log(2))), rounder)
         n = builder.fsub(shifted, rounder)
@@ -239,16 +239,16 @@ class Emitter:
         return power, builder.fmul(series, r)
 
     def exp_of_negative(self, y):
-        """Exponential of ``y <= 0`` to a few units in the last place; zero if no normal number is left."""
+        """Compute exp(y) for ``y <= 0`` to a few units in the last place; zero below the normal numbers."""
         builder = self.builder
         limit = self.constant(-708.0 if self.itemsize == 8 else -87.0, y.type)
-        # A NaN compares false and stays.
+        # A NaN compares false and remains.
         tiny = builder.fcmp_ordered("<", y, limit)
         p, q = self._exponential(builder.select(tiny, limit, y))
         return builder.select(tiny, self.constant(0.0, y.type), self.multiply_add(p, q, p))
 
     def tanh(self, x):
-        """Hyperbolic tangent to a few units in the last place, over the whole range.
+        """Compute the hyperbolic tangent to a few units in the last place, over the whole range.
 
         ``tanh(x) = e / (e + 2)`` with ``e = exp(2 |x|) - 1``, and the sign of ``x``.
         """
@@ -258,7 +258,7 @@ class Emitter:
         sign = builder.and_(builder.bitcast(x, integers), sign_bit)
         magnitude = builder.bitcast(builder.xor(builder.bitcast(x, integers), sign), vector)
         y = builder.fadd(magnitude, magnitude)
-        # Beyond the limit tanh is 1 in this precision; a NaN compares false and stays.
+        # Beyond the limit tanh is 1 in this precision; a NaN compares false and remains.
         limit = self.constant(44.0 if self.itemsize == 8 else 20.0, vector)
         y = builder.select(builder.fcmp_ordered(">", y, limit), limit, y)
         p, q = self._exponential(y)

@@ -90,9 +90,7 @@ def inner_tile(emitter, out, a, b, numbers, count, length, columns):
 
         zeros = [ir.Constant(vector, None)] * (INNER_ROWS * n)
         sums = emitter.loop(count, zeros, add_vectors)
-        sums = add_products(
-            sums, lambda start: emitter.load_masked(advance(start, whole), vector, remainder)
-        )
+        sums = add_products(sums, lambda start: emitter.load_masked(advance(start, whole), vector, remainder))
         for i, total in enumerate(map(emitter.horizontal_sum, sums)):
             builder.store(total, out.at(*divmod(i, n)))
 

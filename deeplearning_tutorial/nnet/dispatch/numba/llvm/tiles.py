@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import (
     INDEX,
     MANY_REGISTERS,
@@ -29,13 +30,14 @@ TILE_HALVES = 8 if MANY_REGISTERS else 6
 GATHER_HALVES = 16
 """Half vectors of a row that `gather_add` takes at most."""
 
-# Sums that `gather_add` holds, where there are several rows: with their factor they fit in 16 registers.
+# Sums that `gather_add` holds for several rows: with their factor they fit in 16 registers.
 _GATHER_SUMS = 8
 
 SHIFTS = 4
 """Shifted arrays that `add_inner_rows` takes at most."""
 
 
+@kernel_njit
 def in_halves(length, half):
     """Return how many half vectors, of ``half`` elements, ``length`` elements need."""
     return (length + half - 1) // half
@@ -156,6 +158,7 @@ class Pieces(NamedTuple):
     count: int
 
 
+@kernel_njit
 def gather_rows(halves):
     """Return how many rows of ``halves`` half vectors `gather_add` takes at most at once."""
     vectors = halves if REGISTER_BYTES > SHORT_BYTES else (halves + 1) // 2
@@ -204,7 +207,7 @@ def gather_add(emitter, out, source, row_offsets, n_rows, pieces, halves):
     cases = {
         n_rows * (GATHER_HALVES + 1) + n: (n_rows, n)
         for n in range(1, GATHER_HALVES + 1)
-        for n_rows in range(1, gather_rows(n) + 1)
+        for n_rows in range(1, gather_rows.py_func(n) + 1)
     }
     emitter.switch(builder.add(emitter.times(n_rows, GATHER_HALVES + 1), halves), cases, emit)
 

@@ -101,9 +101,7 @@ def _accumulating(function):
     def accumulating(emitter, out, out_at, x, x_at, count):
         """Compute ``out[out_at + i] = function(out[out_at + i], x[x_at + i])`` for i in 0..count - 1."""
         target, source = emitter.advance(out.start, out_at), emitter.advance(x.start, x_at)
-        emitter.for_each_vector(
-            count, [target], lambda load: [function(emitter, load(target), load(source))]
-        )
+        emitter.for_each_vector(count, [target], lambda load: [function(emitter, load(target), load(source))])
 
     return accumulating
 

@@ -113,9 +113,7 @@ def _pooling(function, neutral, divides=False):
                     emitter.store(total, advance(target, at))
                     return []
 
-                n_vectors = builder.udiv(
-                    builder.add(count, INDEX(vector.count - 1)), INDEX(vector.count)
-                )
+                n_vectors = builder.udiv(builder.add(count, INDEX(vector.count - 1)), INDEX(vector.count))
                 return emitter.loop(n_vectors, [], one_vector)
 
             emitter.loop(lines, [], one_line)

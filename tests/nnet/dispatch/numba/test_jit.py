@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import deeplearning_tutorial
-from deeplearning_tutorial.nnet.dispatch.numba.kernel import VERSION, digest_of_sources
+from deeplearning_tutorial.nnet.dispatch.numba.jit import VERSION, digest_of_sources
 
 NNET = Path(deeplearning_tutorial.__file__).parent / "nnet"
 # Kernels, and the Ops whose functions they compile; neither rewrites nor other back ends change a kernel.
