@@ -1,4 +1,4 @@
-"""What ``theano.tensor.nnet`` and ``theano.tensor.signal`` gave: convolution and pooling for PyTensor."""
+"""Convolution, pooling and the other functions of ``theano.tensor.nnet`` and ``theano.tensor.signal``."""
 
 from deeplearning_tutorial.nnet import conv, dispatch, downsample, pool, rewrites
 from deeplearning_tutorial.nnet.abstract_conv import conv2d

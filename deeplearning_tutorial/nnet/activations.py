@@ -1,4 +1,4 @@
-"""The activations of ``theano.tensor.nnet``, with its signatures, from PyTensor's Ops."""
+"""The activations of ``theano.tensor.nnet``, with its signatures, built from PyTensor's Ops."""
 
 import pytensor.tensor as pt
 
@@ -9,7 +9,7 @@ def softmax(c):
     Parameters
     ----------
     c : tensor_like
-        Shape ``(batch, classes)``, or ``(classes,)``, which is taken as a single row, as Theano took it.
+        Shape ``(batch, classes)``, or ``(classes,)``, which is treated as a single row, as by Theano.
 
     Returns
     -------
@@ -19,7 +19,7 @@ def softmax(c):
     Raises
     ------
     ValueError
-        If ``c`` has neither one dimension nor two.
+        If ``c`` does not have one or two dimensions.
     """
     c = pt.as_tensor_variable(c)
     if c.ndim not in (1, 2):
@@ -76,7 +76,7 @@ def relu(x, alpha=0):
         The shape of ``x``. Its gradient at zero is ``(1 + alpha) / 2``, as in Theano.
     """
     x = pt.as_tensor_variable(x)
-    # Halves of x and its magnitude: the gradient of the latter is zero at zero.
+    # From x and its magnitude, whose gradient at zero is zero.
     if isinstance(alpha, (int, float)) and alpha == 0:
         return 0.5 * (x + abs(x))
     alpha = pt.as_tensor_variable(alpha, dtype=x.dtype if isinstance(alpha, (int, float)) else None)

@@ -9,10 +9,10 @@ def categorical_crossentropy(coding_dist, true_dist):
     Parameters
     ----------
     coding_dist : tensor_like
-        Shape ``(..., classes)``, a distribution in each row: what the model says.
+        Shape ``(..., classes)``, a distribution in each row: the model's prediction.
     true_dist : tensor_like
-        Distributions of the same shape; or, beside a matrix, a vector of class numbers: integers of shape
-        ``(batch,)``.
+        Distributions of the same shape; or, if ``coding_dist`` is a matrix, a vector of class numbers:
+        integers of shape ``(batch,)``.
 
     Returns
     -------
@@ -24,10 +24,8 @@ def categorical_crossentropy(coding_dist, true_dist):
     TypeError
         If ``true_dist`` is neither of the two.
 
-    Notes
-    -----
-    Of ``softmax(x)`` at integer labels, the rewrite ``log_likelihood_fusion`` makes one Op, which stays
-    finite where a probability is zero.
+    Notes ----- The rewrite ``log_likelihood_fusion`` replaces this function of ``softmax(x)`` and integer
+    labels by one Op, which stays finite where a probability is zero.
     """
     coding_dist, true_dist = pt.as_tensor_variable(coding_dist), pt.as_tensor_variable(true_dist)
     if true_dist.ndim == coding_dist.ndim:

@@ -1,17 +1,17 @@
-"""The name that max-pooling had in 2015, ``theano.tensor.signal.downsample``."""
+"""Max-pooling under its name of 2015, that of ``theano.tensor.signal.downsample``."""
 
 from deeplearning_tutorial.nnet.pool import pool_2d
 
 
 def max_pool_2d(input, ds, ignore_border=False, st=None, padding=(0, 0), mode="max"):
-    """Pool the last two axes; `pool_2d` under the older names of its parameters.
+    """Pool the last two axes; `pool_2d` with the older names of its parameters.
 
     Parameters
     ----------
     input, ignore_border, mode
         As for `pool_2d`.
     ds, st, padding
-        Its ``ws``, ``stride`` and ``pad``.
+        The ``ws``, ``stride`` and ``pad`` of `pool_2d`.
 
     Returns
     -------

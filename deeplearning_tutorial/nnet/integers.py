@@ -1,4 +1,4 @@
-"""Integers as Theano's programs give them: as constants of a graph, or divided as in Python 2."""
+"""Integers as Theano's programs pass them: as constants of a graph, or as the quotients of Python 2."""
 
 from numbers import Integral
 

@@ -10,7 +10,7 @@ from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
 
 def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
-    """Subtract from each element the weighted mean around it in all maps, and divide by the deviation there.
+    """Subtract the weighted mean of each element's neighbourhood in all maps, and divide by its deviation.
 
     Parameters
     ----------
@@ -21,8 +21,8 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
     sigma : float, optional
         Standard deviation of its Gaussian weights, in pixels; ``size / 4`` if not given.
     threshold : float
-        Least divisor, at least zero, so that the rounding of an image without contrast is not taken for
-        contrast; the paper has none.
+        Smallest divisor, at least zero, so that rounding errors in an image without contrast are not
+        amplified; the paper has none.
 
     Returns
     -------
@@ -32,9 +32,9 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
     Raises
     ------
     ValueError
-        If ``size`` is not odd, or ``sigma`` or ``threshold`` out of range.
+        If ``size`` is not odd, or ``sigma`` or ``threshold`` is out of range.
     TypeError
-        If ``input`` has not four dimensions or is neither float32 nor float64.
+        If ``input`` does not have four dimensions or is neither float32 nor float64.
 
     Notes
     -----
@@ -43,7 +43,7 @@ def local_contrast_normalisation(input, size=9, sigma=None, threshold=1e-4):
     is ``v = x - sum(w * x)``; the divisive step ``v / max(c, s)``, where ``s = sqrt(sum(w * v**2))`` at each
     position and c is the mean of s over the image.
 
-    At the border, where a part of the neighbourhood is missing, the weights of what is there are scaled to
+    At the border, where a part of the neighbourhood is missing, the weights of the other part are scaled to
     sum to 1.
     """
     x = pt.as_tensor_variable(input)

@@ -1,4 +1,4 @@
-"""Local response normalisation, from pooling over the channels and elementwise Ops."""
+"""Local response normalisation, built from pooling over the channels and elementwise Ops."""
 
 import math
 from numbers import Real
@@ -12,22 +12,22 @@ from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
 
 def local_response_normalisation(input, n=5, k=2, alpha=1e-4, beta=0.75):
-    """Divide each element by what its neighbours in adjacent feature maps are, at the same position.
+    """Divide each element by a power of the squares at its position in adjacent feature maps.
 
     Parameters
     ----------
     input : tensor_like
         Shape ``(batch, channels, rows, cols)``; float32 or float64.
     n : int
-        Adjacent maps to sum over: ``n // 2`` on each side, and the map itself, as far as there are any. An
-        even ``n`` therefore means the same as ``n + 1``.
+        Adjacent maps to sum over: up to ``n // 2`` on each side, and the map itself. An even ``n`` therefore
+        means the same as ``n + 1``.
     k : float
         Added to the sum; positive, so that nothing is divided by zero.
     alpha : float
-        Factor of the sum, zero or more. It is not divided by ``n``, as PyTorch's ``local_response_norm``
-        divides it: what is ``alpha`` here is ``alpha * n`` there.
+        Factor of the sum, zero or more. PyTorch's ``local_response_norm`` divides its factor by ``n``: this
+        ``alpha`` is ``alpha * n`` of that function.
     beta : float
-        Power to which the divisor is raised.
+        Exponent of the divisor.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def local_response_normalisation(input, n=5, k=2, alpha=1e-4, beta=0.75):
     ValueError
         If ``n`` is not a positive integer, or ``k``, ``alpha`` or ``beta`` is out of range.
     TypeError
-        If ``input`` has not four dimensions or is neither float32 nor float64.
+        If ``input`` does not have four dimensions or is neither float32 nor float64.
 
     Notes
     -----
@@ -73,7 +73,7 @@ def local_response_normalisation(input, n=5, k=2, alpha=1e-4, beta=0.75):
 
 
 def _power(x, exponent):
-    # Square roots pass through the vector registers; for a power a function is called for each element.
+    # Square roots are vector instructions; for a power a function is called for each element.
     if exponent == 0.75:
         root = pt.sqrt(x)
         return root * pt.sqrt(root)

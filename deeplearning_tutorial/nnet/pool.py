@@ -21,9 +21,9 @@ MODES = ("max", "sum", "average_inc_pad", "average_exc_pad")
 
 
 def pool_output_length(length, window, stride, pad, ignore_border):
-    """Windows along one axis of ``length`` elements; all arguments are ints."""
+    """Return the number of windows along one axis of ``length`` elements; all arguments are ints."""
     if ignore_border:
-        # In an order in which no sum of int64 wraps around.
+        # In this order no sum of int64 overflows.
         return max(0, (length - window + pad + pad) // stride + 1)
     if stride >= window:
         return (length - 1) // stride + 1
@@ -31,7 +31,7 @@ def pool_output_length(length, window, stride, pad, ignore_border):
 
 
 def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
-    """`pool_output_length` where any argument but ``ignore_border`` may be symbolic."""
+    """Return `pool_output_length`; any argument except ``ignore_border`` may be symbolic."""
     if ignore_border:
         return pt.maximum(0, (length - window + pad + pad) // stride + 1)
     apart = (length - 1) // stride + 1
@@ -42,10 +42,10 @@ def symbolic_pool_output_length(length, window, stride, pad, ignore_border):
 
 
 def clip_windows(length, n_windows, window, stride, pad):
-    """Return the shortest (window, stride, pad) along one axis whose windows see the same elements.
+    """Return the shortest (window, stride, pad) along one axis whose windows cover the same elements.
 
-    All are ints. Where the first window ends and the last one begins has to stay. If strides are longer than
-    the map, the windows between these two see all of it.
+    All are ints. The end of the first window and the start of the last one do not change. If strides are
+    longer than the map, the windows between these two cover all of it.
     """
     if n_windows == 0:
         return 1, 1, 0
@@ -57,7 +57,7 @@ def clip_windows(length, n_windows, window, stride, pad):
 
 
 def check_pool_geometry(ignore_border, ws, stride, pad):
-    """Raise where window, stride and padding, pairs of ints, do not go together; None is unknown."""
+    """Raise if window, stride and padding, pairs of ints or None if unknown, do not fit each other."""
     for name, values, least in (("ws", ws, 1), ("stride", stride, 1), ("pad", pad, 0)):
         if values is not None and min(values) < least:
             raise ValueError(f"{name}={values!r} is smaller than {least}; use e.g. {name}=({least}, {least})")
@@ -83,7 +83,7 @@ def window_layout(lengths, out_lengths, geometry):
     Returns
     -------
     widths : list of two pairs of ints
-        What to put before and after x, per axis.
+        Lengths of the padding before and after x, per axis.
     elements : list of tuple
         ``padded[elements[k]]`` holds element k of every window, shape ``(..., rows', cols')``.
     inside : tuple
@@ -112,10 +112,10 @@ def window_layout(lengths, out_lengths, geometry):
 
 
 class _PoolOp(Op):
-    """What pooling and its gradients share: window, stride and padding, fixed or given as inputs.
+    """What pooling and its gradients share: window, stride and padding, as parameters or as inputs.
 
     ``ws``, ``stride`` and ``pad`` are pairs of ints, or all None: then they are the last three inputs,
-    int64 vectors of two elements. The output is linear in the input at ``linear_in``.
+    int64 vectors of two elements. The output is linear in the input number ``linear_in``.
     """
 
     __props__ = ("ignore_border", "ws", "stride", "pad")
@@ -142,7 +142,7 @@ class _PoolOp(Op):
         return [] if self.ws is not None else [disconnected_type() for _ in range(3)]
 
     def _geometry(self, inputs):
-        """(window, stride, pad) per axis."""
+        """Return (window, stride, pad) per axis."""
         geometry = (self.ws, self.stride, self.pad)
         if self.ws is None:
             for name, vector in zip(("ws", "stride", "pad"), inputs[-3:], strict=True):
@@ -153,7 +153,7 @@ class _PoolOp(Op):
         return list(zip(*geometry, strict=True))
 
     def output_shape(self, shape, geometry):
-        """Shape of the pooled maps, for a (window, stride, pad) per axis."""
+        """Return the shape of the pooled maps, for a (window, stride, pad) per axis."""
         lengths = [
             pool_output_length(length, *values, self.ignore_border)
             for length, values in zip(shape[-2:], geometry, strict=True)
@@ -161,7 +161,7 @@ class _PoolOp(Op):
         return (*shape[:-2], *lengths)
 
     def _padded(self, x, fill, inputs, out_lengths):
-        """Put ``fill`` around x; return it with `window_layout`'s ``elements`` and ``inside``."""
+        """Pad x with ``fill``; return the result with `window_layout`'s ``elements`` and ``inside``."""
         widths, elements, inside = window_layout(x.shape[-2:], out_lengths, self._geometry(inputs))
         padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + widths, constant_values=fill)
         return padded, elements, inside
@@ -175,7 +175,7 @@ class _PoolModeOp(_PoolOp):
         self.mode = mode
 
     def _window_sizes(self, x, inputs, out_lengths):
-        """Elements by which each window's sum is divided: a scalar, or (rows', cols')."""
+        """Return the divisors of the windows' sums: a scalar, or an array (rows', cols')."""
         if self.mode == "sum":
             return x.dtype.type(1)
         if self.mode == "average_inc_pad" and self.ignore_border:
@@ -265,11 +265,11 @@ class AveragePoolGrad(_PoolModeOp):
         outputs[0][0] = np.ascontiguousarray(gradient[inside])
 
 
-class _MaxPoolChoiceOp(_PoolOp):
-    """Linear in its third input, for the maxima that x has chosen.
+class _MaxPoolSelectionOp(_PoolOp):
+    """Linear in its third input, of which x selects the elements that are maxima.
 
-    The choice does not change with x, but at ties: x is connected, with a gradient of zero. The maxima are a
-    function of x, so nothing is lost by leaving them disconnected.
+    The selection does not change with x, except at ties: x is connected, with a gradient of zero. The maxima
+    are a function of x, so nothing is lost by leaving them disconnected.
     """
 
     linear_in = 2
@@ -288,10 +288,10 @@ class _MaxPoolChoiceOp(_PoolOp):
         return super().pushforward(inputs, outputs, tangents)
 
 
-class MaxPoolGrad(_MaxPoolChoiceOp):
+class MaxPoolGrad(_MaxPoolSelectionOp):
     """Gradient of max-pooling: each element equal to its window's maximum receives the window's gradient.
 
-    Where windows overlap the gradients add up. A NaN equals nothing, so a window with a NaN passes none on.
+    If windows overlap the gradients add up. A NaN equals nothing, so a window with a NaN has no gradient.
     """
 
     def make_node(self, x, maxima, output_gradient, *geometry):
@@ -312,8 +312,8 @@ class MaxPoolGrad(_MaxPoolChoiceOp):
         outputs[0][0] = np.ascontiguousarray(gradient[inside])
 
 
-class MaxPoolGradGrad(_MaxPoolChoiceOp):
-    """Gradient of `MaxPoolGrad` with respect to its output_gradient: sum over each window's maxima."""
+class MaxPoolGradGrad(_MaxPoolSelectionOp):
+    """Gradient of `MaxPoolGrad` with respect to its output_gradient: the sum over each window's maxima."""
 
     def make_node(self, x, maxima, cotangent, *geometry):
         return Apply(self, [x, maxima, cotangent, *geometry], [maxima.type()])
@@ -357,12 +357,13 @@ def pool_2d(
     ws : tuple of two (int or integer scalar), or integer vector
         Rows and columns of the window.
     ignore_border : bool
-        True drops a rest that is smaller than the window, False pools it too. None means False, and warns.
+        True ignores rows and columns at the border that do not fill a window, False pools them too. None
+        means False, with a warning.
     stride : tuple of two (int or integer scalar), or integer vector, optional
         Distance between windows, by rows and columns; ``ws`` if not given, so that windows do not overlap.
     pad : tuple of two (int or integer scalar), or integer vector
         Rows above and below and columns left and right that are added to ``input``; None means none. They
-        never are a maximum, and only 'average_inc_pad' counts them.
+        are never a maximum, and only 'average_inc_pad' counts them.
     mode : {'max', 'sum', 'average_inc_pad', 'average_exc_pad'}
         What to compute of each window.
     ds, st, padding : optional
@@ -377,8 +378,8 @@ def pool_2d(
     Raises
     ------
     ValueError
-        If there is no window, an old and a new name are given together, ``mode`` is unknown, a window or
-        stride is smaller than 1 or padding smaller than 0, or one of them larger than ``2**62``.
+        If there is no window, an argument is passed under its old and its new name, ``mode`` is unknown, a
+        window or stride is smaller than 1 or padding smaller than 0, or one of them is larger than ``2**62``.
     NotImplementedError
         If ``input`` has fewer than two dimensions, padding comes with ``ignore_border=False``, or padding is
         not smaller than the window.
@@ -440,7 +441,7 @@ def _one_name(name, value, old_name, old_value, default=None):
 
 
 def _pair(name, value):
-    """Return a pair of ints, or an integer vector where ``value`` is symbolic or holds what is."""
+    """Return a pair of ints, or an integer vector if ``value`` or one of its elements is symbolic."""
     note = division_note(value)
     if isinstance(value, Variable):
         if value.type.ndim != 1 or value.dtype not in pt.type.integer_dtypes:

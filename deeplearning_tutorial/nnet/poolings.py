@@ -1,7 +1,7 @@
-"""Poolings beside the maximum, composed of `pool_2d` and its Ops, so that each runs on every back end.
+"""Poolings of several kinds, built from `pool_2d` and its Ops, so that each runs on every back end.
 
-All take ``(batch, maps, rows, cols)`` and leave out a rest that is smaller than the window. Windows overlap
-where ``stride`` is smaller than ``ws``.
+All take ``(batch, maps, rows, cols)`` and ignore rows and columns at the border that do not fill a window.
+Windows overlap if ``stride`` is smaller than ``ws``.
 """
 
 import numpy as np
@@ -23,9 +23,9 @@ def max_pool(input, ws, stride=None, pad=(0, 0)):
     ws : tuple of int
         Rows and columns of the window.
     stride : tuple of int, optional
-        From one window to the next; ``ws`` if not given.
+        Distance from one window to the next; ``ws`` if not given.
     pad : tuple of int
-        Rows above and below, columns left and right; never a maximum.
+        Rows of padding above and below, columns left and right; never a maximum.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def max_pool(input, ws, stride=None, pad=(0, 0)):
 
 
 def average_pool(input, ws, stride=None, pad=(0, 0)):
-    """Take the mean of each window, of what is not padding (LeCun et al., 1990).
+    """Take the mean of each window without its padding (LeCun et al., 1990).
 
     Parameters and result are those of `max_pool`.
 
@@ -102,17 +102,17 @@ def stochastic_pool(input, ws, stride=None, pad=(0, 0), *, uniform=None):
     """Sample an activation of each window, or weight all of them by their probabilities.
 
     Parameters and result are those of `max_pool`. An element of a window has the probability ``p_i = a_i /
-    sum(a)``; what is negative counts as zero, so it is never sampled. A window without a positive element
-    gives zero.
+    sum(a)``; a negative element counts as zero, so it is never sampled. The result of a window without a
+    positive element is zero.
 
     Parameters
     ----------
     input : tensor_like
-        Activations; the paper's come from a rectifier.
+        Activations; in the paper, of a rectifier.
     ws, stride, pad : tuple of int
     uniform : tensor_like, optional
-        Random numbers between 0 and 1 of the shape of ``input``, such as `uniform_numbers` gives, to sample
-        in training. Without them the result is ``sum(p_i * a_i)``, as in testing.
+        Random numbers between 0 and 1 of the shape of ``input``, such as those of `uniform_numbers`, to
+        sample in training. Without them the result is ``sum(p_i * a_i)``, as in testing.
 
     Returns
     -------
@@ -121,15 +121,15 @@ def stochastic_pool(input, ws, stride=None, pad=(0, 0), *, uniform=None):
     Notes
     -----
     Zeiler and Fergus (2013), "Stochastic Pooling for Regularization of Deep Convolutional Neural Networks",
-    equations 4 to 6. The gradient goes to what was sampled.
+    equations 4 to 6. The gradient goes to the sampled element.
 
-    Of exponential variates ``e_i = -log(uniform_i)`` the smallest ``e_i / a_i`` belongs to i with the
-    probability ``p_i``, so the sample is where ``a_i / e_i`` is largest. Each window of its own is sampled
-    as in the paper; windows that overlap share their random numbers, so they tend to sample the same element.
-    Where rounding makes two quotients equal, in one of millions of windows, their elements are added.
+    With exponential variates ``e_i = -log(uniform_i)``, ``e_i / a_i`` is smallest for i with the probability
+    ``p_i``, so the sample is the element whose ``a_i / e_i`` is largest. Windows that do not overlap are
+    sampled as in the paper; windows that overlap share their random numbers, so they tend to sample the same
+    element. If rounding makes two quotients equal, in one of millions of windows, their elements are added.
     """
     x = _four_dimensions("stochastic_pool", input)
-    # Not the reverse comparison: a NaN is to stay one.
+    # Not the reverse comparison: a NaN must remain one.
     activations = pt.switch(pt.le(disconnected_grad(x), 0), pt.zeros((), x.dtype), x)
     if uniform is None:
         total = pool_2d(activations, ws, True, stride, pad, "sum")
@@ -141,15 +141,15 @@ def stochastic_pool(input, ws, stride=None, pad=(0, 0), *, uniform=None):
             f"uniform has {uniform.type.ndim} dimensions; give a number for each element of input"
         )
     limits = np.finfo(x.dtype)
-    # Neither zero nor infinite: a quotient of two zeros, or two infinite ones, would be no choice.
+    # Neither zero nor infinite: two zeros have no quotient, and infinite quotients would tie.
     exponential = -pt.log(pt.clip(uniform, limits.tiny, 1 - limits.epsneg))
-    races = disconnected_grad(activations / exponential)
-    winners = pool_2d(races, ws, True, stride, pad)
-    op = winners.owner.op
-    chosen = MaxPoolGradGrad(op.ignore_border, op.ws, op.stride, op.pad)(
-        races, winners, activations, *winners.owner.inputs[1:]
+    quotients = disconnected_grad(activations / exponential)
+    largest = pool_2d(quotients, ws, True, stride, pad)
+    op = largest.owner.op
+    sampled = MaxPoolGradGrad(op.ignore_border, op.ws, op.stride, op.pad)(
+        quotients, largest, activations, *largest.owner.inputs[1:]
     )
-    return pt.switch(pt.isnan(winners), winners, chosen)
+    return pt.switch(pt.isnan(largest), largest, sampled)
 
 
 def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coefficients):
@@ -163,15 +163,15 @@ def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coeffici
         Part detection maps.
     ws, stride, pad : tuple of int
     coefficients : tensor_like
-        Shape ``(maps, 4)``: what each map pays for the displacement by columns, by rows, and for their
-        squares. All zero is max-pooling.
+        Shape ``(maps, 4)``: each map's penalties on the displacement by columns, by rows, and on their
+        squares. With zeros this is max-pooling.
 
     Returns
     -------
     TensorVariable
-        ``max(input[displaced] - sum(coefficients * (dx, dy, dx**2, dy**2)))`` over the window, where dx
-        columns and dy rows lead from the window's centre to the element. They are whole numbers if the window
-        is odd, halves if it is even.
+        ``max(input[displaced] - sum(coefficients * (dx, dy, dx**2, dy**2)))`` over the window, where the
+        element is dx columns and dy rows from the window's centre. They are whole numbers if the window is
+        odd, and odd multiples of 1/2 if it is even.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coeffici
         raise ValueError(
             f"coefficients is {coefficients.type}; give four numbers for each map, shape (maps, 4)"
         )
-    # The Op that max-pooling would be has normalised and checked them.
+    # The Op of max-pooling has them, checked and normalised.
     op = max_pool(x, ws, stride, pad).owner.op
     if op.ws is None:
         raise TypeError("ws, stride or pad is symbolic; deformation_constrained_pool takes tuples of ints")
@@ -209,18 +209,18 @@ def deformation_constrained_pool(input, ws, stride=None, pad=(0, 0), *, coeffici
     dy, dx = (np.arange(window) - (window - 1) / 2 for window in op.ws)
     dx, dy = (displacements.ravel() for displacements in np.meshgrid(dx, dy))
     features = np.transpose([dx, dy, dx**2, dy**2]).astype(coefficients.dtype)
-    # A product of two matrices, as a convolution, which every back end has.
+    # The product of two matrices, as a convolution, which every back end has.
     penalties = conv2d(coefficients[:, :, np.newaxis, np.newaxis], features[:, :, np.newaxis, np.newaxis])
     windows = windows.reshape((batch, maps, *lengths_of(windows)[1:]))
     return (windows - penalties.reshape((1, maps, len(features), 1, 1))).max(axis=2)
 
 
 POOLINGS_BY_NAME = {"max": max_pool, "average": average_pool, "sum": sum_pool, "l2": l2_pool}
-"""Those that take nothing but the windows."""
+"""The poolings that need no further arguments."""
 
 
 def root(x):
-    """Return the square root, with a gradient of zero, not infinity, where ``x`` is zero."""
+    """Return the square root; its gradient is zero, not infinite, where ``x`` is zero."""
     positive = pt.neq(disconnected_grad(x), 0)
     return pt.switch(positive, pt.sqrt(pt.switch(positive, x, pt.ones((), x.dtype))), pt.zeros((), x.dtype))
 

@@ -1,4 +1,4 @@
-"""Shapes that the caller knows and the graph does not: made static, and checked when the function runs."""
+"""Shapes that the caller knows beforehand: made static, and checked when the function runs."""
 
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
@@ -9,7 +9,7 @@ from deeplearning_tutorial.nnet.sizes import check_sizes
 
 
 class ShapeHint(Op):
-    """Pass ``x`` on with the given lengths in its static shape; ValueError if its data has others."""
+    """Return ``x`` with the given lengths in its static shape; raise ValueError if its data has others."""
 
     __props__ = ("name", "shape")
     view_map = {0: [0]}
@@ -41,12 +41,12 @@ class ShapeHint(Op):
         outputs[0][0] = x
 
     def message(self):
-        """Say what contradicts what; the shape that came is the error's second argument."""
+        """Return the error's message; the data's shape is the error's second argument."""
         return f"{self.name}={self.shape} contradicts the data, whose shape follows; correct one of them"
 
 
 def lengths_of(x):
-    """Return the lengths of ``x``: ints where its static shape knows them, symbolic elsewhere."""
+    """Return the lengths of ``x``: ints where they are static, else symbolic."""
     return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
 
 
@@ -56,19 +56,19 @@ def apply_shape_hint(name, x, shape):
     Parameters
     ----------
     name : str
-        What the caller knows ``shape`` as, for messages.
+        Name of the argument ``shape`` in the caller, for messages.
     x : TensorVariable
     shape : tuple of (int, constant or None), or None
 
     Returns
     -------
     TensorVariable
-        ``x`` itself where its static shape already says as much.
+        ``x`` itself if its static shape already has these lengths.
 
     Raises
     ------
     ValueError
-        If ``shape`` has not one length per dimension, or contradicts the static shape.
+        If ``shape`` does not have one length per dimension, or contradicts the static shape.
     """
     if shape is None:
         return x

@@ -1,13 +1,14 @@
 """The limits of sizes and shapes, checked in one place.
 
-Kernels count in 64 bits, without noticing that a number has wrapped around, and read wherever that leads.
+Kernels count in 64 bits. They do not notice that a number has wrapped around, and would read from any
+address.
 """
 
 MAX_SIZE = 2**62
 """The largest window or stride, and the largest number of groups."""
 
 MAX_ELEMENTS = 2**48
-"""No machine addresses more elements than these."""
+"""No machine addresses more elements."""
 
 
 def check_sizes(name, value, sizes, largest=MAX_SIZE):
@@ -17,7 +18,7 @@ def check_sizes(name, value, sizes, largest=MAX_SIZE):
 
 
 def check_shape(name, shape, expected):
-    """Raise ValueError unless the argument ``name`` has the shape that the others ask for."""
+    """Raise ValueError unless the argument ``name`` has the shape that the other arguments require."""
     if tuple(shape) != tuple(expected):
         raise ValueError(
             f"{name} has shape {tuple(shape)}, and its place in the graph asks for {tuple(expected)}; make "
@@ -26,7 +27,7 @@ def check_shape(name, shape, expected):
 
 
 def has_too_many(rows, cols, channels):
-    """Tell whether an array of these lengths has more than `MAX_ELEMENTS`; no product wraps around."""
+    """Tell whether an array of these lengths has more than `MAX_ELEMENTS`, without overflow."""
     if rows == 0 or cols == 0 or channels == 0:
         return False
     return rows > MAX_ELEMENTS // cols or rows * cols > MAX_ELEMENTS // channels

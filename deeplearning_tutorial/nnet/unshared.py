@@ -9,7 +9,7 @@ from deeplearning_tutorial.nnet.shape_hint import lengths_of
 
 
 def convolve_unshared(op, input, filters):
-    """Apply ``op`` with filters of their own at each output position.
+    """Apply ``op`` with different filters at each output position.
 
     Parameters
     ----------
@@ -36,19 +36,19 @@ def convolve_unshared(op, input, filters):
     n_filters, out_rows, out_cols, per_group, filter_rows, filter_cols = lengths_of(filters)
     groups, positions, taps = op.num_groups, out_rows * out_cols, per_group * filter_rows * filter_cols
 
-    # A filter for each tap, one there and else zero, takes the pixels under all filters apart; in the order
-    # of flipped filters, which then need not be flipped.
+    # A filter for each tap, one at the tap and zero elsewhere, separates the pixels under all filters. They
+    # are in the order of flipped filters, so that the filters need not be flipped.
     size = filter_rows * filter_cols
     if None in known[4:]:
         tap = pt.arange(size)
-        apart = pt.eq((size - 1 - tap if op.filter_flip else tap)[:, np.newaxis], tap).astype(input.dtype)
+        one_hot = pt.eq((size - 1 - tap if op.filter_flip else tap)[:, np.newaxis], tap).astype(input.dtype)
     else:
-        apart = np.eye(size, dtype=input.dtype)
-        apart = np.ascontiguousarray(apart[::-1]) if op.filter_flip else apart
+        one_hot = np.eye(size, dtype=input.dtype)
+        one_hot = np.ascontiguousarray(one_hot[::-1]) if op.filter_flip else one_hot
     correlate = Conv2d(op.border_mode, op.subsample, False, op.filter_dilation, 1)
     pixels = correlate(
         input.reshape((batch * channels, 1, rows, cols)),
-        pt.as_tensor_variable(apart.reshape((size, 1, filter_rows, filter_cols))),
+        pt.as_tensor_variable(one_hot.reshape((size, 1, filter_rows, filter_cols))),
     )
     if None in known or None in input.type.shape:
         pixels = _checked(pixels, channels, per_group * groups, out_rows, out_cols, n_filters, groups)

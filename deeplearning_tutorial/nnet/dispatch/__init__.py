@@ -1,9 +1,9 @@
 """Implementations of the Ops for PyTensor's back ends, one package or module per back end.
 
 Numba is PyTensor's default, so its kernels are registered at once. JAX and PyTorch are neither needed nor
-imported until a function is compiled for them: PyTensor then imports its package of conversions, and ours
-follow. PyTensor offers no entry point for this. An import hook also serves those who call
-``jax_funcify`` themselves, and replaces nothing of PyTensor's.
+imported until a function is compiled for them: PyTensor then imports its package of conversions, and an
+import hook imports ours after it. PyTensor has no entry point for this. The hook also works if
+``jax_funcify`` is called directly, and replaces nothing of PyTensor's.
 """
 
 import sys
@@ -17,7 +17,7 @@ FOLLOWERS = {f"pytensor.link.{name}.dispatch": f"{__name__}.{name}" for name in 
 
 
 class _Follow(MetaPathFinder):
-    """Import each of FOLLOWERS right after what it follows."""
+    """Import each of FOLLOWERS right after the module that it follows."""
 
     def find_spec(self, name, path, target=None):
         if name not in FOLLOWERS:

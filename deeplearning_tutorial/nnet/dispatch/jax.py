@@ -1,7 +1,7 @@
 """JAX implementations of the Ops.
 
-The gradients are transposes of linear functions, which JAX derives, so that only the convolution and what
-pooling does with a window are written down. JAX compiles anew for each shape: lengths are ints here.
+The gradients are transposes of linear functions, which JAX derives, so that only the convolution and the
+pooling of a window are written here. JAX compiles for each shape separately, so lengths are ints.
 """
 
 from functools import partial, reduce
@@ -32,13 +32,13 @@ from deeplearning_tutorial.nnet.sizes import check_shape
 
 
 def transpose(function, like, output_gradient):
-    """Gradient of ``(output_gradient * function(x)).sum()`` for a linear function of an x like ``like``."""
+    """Return the gradient of ``(output_gradient * function(x)).sum()`` for a linear function of x."""
     [gradient] = jax.linear_transpose(function, jax.ShapeDtypeStruct(like.shape, like.dtype))(output_gradient)
     return gradient
 
 
 def convolution(op, input, filters):
-    """Convolve as the Op says, whichever of the three it is."""
+    """Convolve with the parameters of any of the three Ops."""
     check_conv2d_shapes(op, input.shape, filters.shape)
     return jax.lax.conv_general_dilated(
         input,
@@ -47,7 +47,7 @@ def convolution(op, input, filters):
         padding=conv_pads(op.border_mode, filters.shape[2:], op.filter_dilation),
         rhs_dilation=op.filter_dilation,
         feature_group_count=op.num_groups,
-        # On a GPU the default is less than float32.
+        # On a GPU the default precision is lower than float32.
         precision=jax.lax.Precision.HIGHEST,
     )
 
@@ -65,14 +65,14 @@ def conv2d_grad_input(op, input, filters, output_gradient):
 
 
 def elements_of_windows(op, geometry, x, fill, out_lengths):
-    """Element k of every window, for each k: arrays of shape (..., rows', cols')."""
+    """Return element k of every window, for each k: arrays of shape (..., rows', cols')."""
     widths, elements, _ = window_layout(x.shape[-2:], out_lengths, op._geometry(geometry))
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + widths, constant_values=fill)
     return [padded[element] for element in elements]
 
 
 def window_means(op, geometry, out_lengths, x):
-    """Sum, or average, of each window."""
+    """Return the sum or the average of each window."""
     elements = elements_of_windows(op, geometry, x, 0, out_lengths)
     return sum(elements) / op._window_sizes(x, geometry, out_lengths)
 
@@ -116,14 +116,14 @@ def max_pool_grad(op, geometry, x, maxima, output_gradient):
 
 
 def shape_hint(op, x):
-    """Check the shape, once for each that JAX compiles for."""
+    """Check the shape, once for each shape that JAX compiles."""
     if any(hint not in (None, n) for n, hint in zip(x.shape, op.shape, strict=True)):
         raise ValueError(op.message(), x.shape)
     return x
 
 
 def constant_geometry(op, node):
-    """Values of the inputs that give window, stride and padding, if there are any; they must be constants."""
+    """Return the values of window, stride and padding if they are inputs, which must be constants."""
     if op.ws is not None:
         return []
     for name, vector in zip(("ws", "stride", "pad"), node.inputs[-3:], strict=True):
@@ -138,7 +138,7 @@ def constant_geometry(op, node):
 
 
 def convert(op_class, function, is_pooling=False):
-    """Have ``function(op, *arrays)``, in pooling ``function(op, geometry, *arrays)``, compute an Op."""
+    """Register ``function(op, *arrays)``, for pooling ``function(op, geometry, *arrays)``, for an Op."""
 
     @jax_funcify.register(op_class)
     def jax_funcify_op(op, node, **kwargs):
@@ -170,7 +170,7 @@ convert(ShapeHint, shape_hint)
 
 @jax_funcify.register(LengthOfLengths)
 def jax_funcify_LengthOfLengths(op, **kwargs):
-    """Convert `LengthOfLengths`: compute it at once, outside of what JAX compiles."""
+    """Convert `LengthOfLengths`: compute it while JAX compiles."""
     compute = jax_funcify(op.fgraph)
 
     def length_of_lengths(*lengths):

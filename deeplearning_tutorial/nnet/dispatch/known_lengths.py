@@ -1,4 +1,4 @@
-"""Rewrites that show JAX the lengths which it needs to compile, where a graph hides them.
+"""Rewrites that make lengths known that JAX needs to compile and that a graph computes.
 
 A slice ``x[i * n : (i + 1) * n]`` has n elements whatever i is. The length of a convolution follows from
 the lengths of its arguments.
@@ -24,7 +24,7 @@ from pytensor.tensor.subtensor import Subtensor, indices_from_subtensor
 def slice_of_known_length(fgraph, node):
     """Take ``x[start : start + n]`` by its n indices.
 
-    JAX has no shorter slices at the end of x: it takes the last row for each index beyond.
+    At the end of x the slice is not shorter in JAX: each index beyond the end selects the last row.
     """
     x, *inputs = node.inputs
     first, *rest = indices_from_subtensor(inputs, node.op.idx_list)
@@ -42,7 +42,7 @@ def slice_of_known_length(fgraph, node):
 
 
 def linear_form(scalar):
-    """Write an integer scalar as a sum of multiples: factor by variable, and the constant under None."""
+    """Return an integer scalar as a sum of multiples: factors by variable, and the constant under None."""
     if isinstance(scalar, Constant):
         return Counter({None: int(scalar.data)})
     if scalar.owner is None:
@@ -65,7 +65,7 @@ def linear_form(scalar):
 
 
 class LengthOfLengths(Op):
-    """Compute a length from others. In JAX they are ints while it compiles, and so is the result."""
+    """Compute a length from other lengths. These are ints while JAX compiles, and so is the result."""
 
     def __init__(self, lengths, length):
         inputs = [variable.type() for variable in lengths]
@@ -81,14 +81,14 @@ class LengthOfLengths(Op):
 
 @node_rewriter([Alloc])
 def alloc_of_known_shape(fgraph, node):
-    """Keep the arithmetic that gives a shape apart from that on arrays, whose results JAX does not know."""
+    """Separate the arithmetic of shapes from that of arrays, whose results JAX does not know."""
     value, *shape = node.inputs
     known = [known_length(length) for length in shape]
     return None if known == shape else [node.op(value, *known)]
 
 
 def known_length(length):
-    """Return ``length`` computed by `LengthOfLengths`, or itself where it needs none or depends on values."""
+    """Return ``length`` computed by `LengthOfLengths`, or itself if it is an input or depends on values."""
     lengths = lengths_under(length)
     if not lengths or length in lengths:
         return length
@@ -98,7 +98,7 @@ def known_length(length):
 
 
 def lengths_under(scalar):
-    """Variables from which elementwise operations compute ``scalar``."""
+    """Return the variables from which elementwise operations compute ``scalar``."""
     if isinstance(scalar, Constant):
         return []
     op = None if scalar.owner is None else scalar.owner.op

@@ -31,29 +31,29 @@ from deeplearning_tutorial.nnet.shape_hint import ShapeHint
 from deeplearning_tutorial.nnet.sizes import check_shape
 
 with warnings.catch_warnings():
-    # PyTensor 3.0 gives PyTorch constants that must not be written to. PyTorch warns of the first in a
-    # process; here it is.
+    # PyTensor 3.0 passes constants to PyTorch that are not writable. PyTorch warns of the first one in a
+    # process, which is this one.
     warnings.simplefilter("ignore", UserWarning)
     torch.as_tensor(np.broadcast_to(0.0, 1))
 
 
 def padded(x, widths, value=0):
-    """Put ``value`` around the last two axes, (before, after) each."""
+    """Pad the last two axes with ``value``, by (before, after) elements each."""
     return torch_pad(x, (*widths[1], *widths[0]), value=value) if any(map(any, widths)) else x
 
 
 def flipped(op, filters):
-    """Turn filters into those that PyTorch correlates with, or back."""
+    """Convert filters to those that PyTorch correlates with, or back."""
     return filters.flip(2, 3) if op.filter_flip else filters
 
 
 def is_empty(input, filters):
-    """Whether there is no image, channel or filter, which PyTorch does not take."""
+    """Tell whether there is no image, channel or filter, which PyTorch does not accept."""
     return 0 in (*input.shape[:2], *filters.shape[:2])
 
 
 def convolution_options(op):
-    """Stride, padding, dilation and groups, in the order in which PyTorch takes them."""
+    """Return stride, padding, dilation and groups, in the order of PyTorch's parameters."""
     return op.subsample, 0, op.filter_dilation, op.num_groups
 
 
@@ -100,7 +100,7 @@ def pool(op, geometry, x):
 
 
 def window_sizes(op, x, geometry, out_lengths):
-    """Elements by which each window's sum is divided: a number, or (rows', cols')."""
+    """Return the divisors of the windows' sums: a number, or an array (rows', cols')."""
     if op.mode == "sum":
         return 1
     if op.mode == "average_inc_pad" and op.ignore_border:
@@ -153,10 +153,10 @@ def shape_hint(op, x):
 
 
 def convert(op_class, function, is_pooling=False):
-    """Have ``function(op, *arrays)``, in pooling ``function(op, geometry, *arrays)``, compute an Op.
+    """Register ``function(op, *arrays)``, for pooling ``function(op, geometry, *arrays)``, for an Op.
 
     PyTorch calls the function and does not compile it: in a convolution there is nothing to compile, and
-    slices of windows take minutes to compile and then are slower.
+    slices of windows take minutes to compile and are slower afterwards.
     """
 
     @pytorch_funcify.register(op_class)
@@ -183,7 +183,7 @@ convert(MaxPoolGradGrad, max_pool_grad_grad, is_pooling=True)
 convert(ShapeHint, shape_hint)
 
 
-# What the tutorial's networks need besides, and PyTensor's own conversions lack or get wrong.
+# What the tutorial's networks also need, and PyTensor's own conversions lack or get wrong.
 
 if Argmax not in pytorch_funcify.registry:
 
@@ -191,15 +191,15 @@ if Argmax not in pytorch_funcify.registry:
     def pytorch_funcify_Argmax(op, node, **kwargs):
         """Convert PyTensor's `Argmax`."""
         axes = tuple(range(node.inputs[0].type.ndim)) if op.axis is None else op.axis
-        kept = [axis for axis in range(node.inputs[0].type.ndim) if axis not in axes]
+        other_axes = [axis for axis in range(node.inputs[0].type.ndim) if axis not in axes]
 
         def argmax(x):
-            return x.permute(*kept, *axes).flatten(len(kept)).argmax(dim=-1)
+            return x.permute(*other_axes, *axes).flatten(len(other_axes)).argmax(dim=-1)
 
         return argmax
 
 
 @pytorch_funcify.register(EQ)
 def pytorch_funcify_EQ(op, **kwargs):
-    """Compare element by element: ``torch.equal``, which PyTensor takes, compares whole arrays."""
+    """Compare element by element: ``torch.equal``, which PyTensor uses, compares whole arrays."""
     return torch.eq

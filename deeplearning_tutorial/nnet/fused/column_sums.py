@@ -1,7 +1,7 @@
-"""The sums of a matrix's columns as an Op of their own, which the rewrites put in place of PyTensor's.
+"""The sums of a matrix's columns as an Op, with which a rewrite replaces PyTensor's.
 
-They are the gradient of a bias. PyTensor's sum is one along any axes of any array, and takes Numba ten times
-as long to compile.
+They are the gradient of a bias. PyTensor's Op sums along any axes of any array, and Numba takes ten times as
+long to compile it.
 """
 
 from pytensor.graph.basic import Apply

@@ -1,7 +1,7 @@
-"""Convolution and max-pooling as one Op, which the rewrites put in place of the two.
+"""Convolution and max-pooling as one Op, with which a rewrite replaces the two.
 
-The full output of the convolution is never written. For each position of each pooling window a mask remembers
-which filters have their maximum there, so the gradients visit just those.
+The full output of the convolution is never written. For each position of each pooling window a mask records
+which filters have their maximum there, so the gradients visit only those.
 """
 
 from math import prod
@@ -16,10 +16,10 @@ from deeplearning_tutorial.nnet.pool import pool_output_length
 from deeplearning_tutorial.nnet.sizes import check_shape
 
 MAX_POSITIONS = 16
-"""Positions that a window may have at most: the kernels hold them all in registers."""
+"""The largest number of positions in a window: the kernels hold them all in registers."""
 
 WORD_BITS = 64
-"""Filters that a word of the mask stands for."""
+"""Number of filters in a word of the mask."""
 
 
 def plain_conv2d(op_class, filter_flip):
@@ -36,7 +36,7 @@ class _ConvMaxPoolOp(Op):
         return (input_shape[0], filters_shape[0], *lengths)
 
     def _windows(self, maps, lengths):
-        """View (batch, filters, rows, cols) as (batch, filters, rows', cols', positions of a window)."""
+        """Return (batch, filters, rows, cols) as (batch, filters, rows', cols', positions of a window)."""
         (window_rows, window_cols), (rows, cols) = self.ws, lengths
         whole = maps[:, :, : rows * window_rows, : cols * window_cols]
         split = whole.reshape(*maps.shape[:2], rows, window_rows, cols, window_cols)
@@ -86,18 +86,18 @@ class ConvMaxPool(_ConvMaxPoolOp):
         maps = _performed(plain_conv2d(Conv2d, self.filter_flip), input, filters)
         windows = self._windows(maps, self._output_shape(input.shape, filters.shape)[2:])
         maxima = windows.max(axis=-1)
-        chosen = (windows == maxima[..., np.newaxis]).transpose(0, 2, 3, 4, 1)
+        is_maximum = (windows == maxima[..., np.newaxis]).transpose(0, 2, 3, 4, 1)
         if self.bias:
             check_shape("bias", bias[0].shape, filters.shape[:1])
             maxima = maxima + bias[0][:, np.newaxis, np.newaxis]
         outputs[0][0] = np.tanh(maxima) if self.tanh else maxima
-        outputs[1][0] = _as_words(chosen)
+        outputs[1][0] = _as_words(is_maximum)
 
 
 class _ConvMaxPoolGrad(_ConvMaxPoolOp):
-    """``output_gradient`` is that of the pooled maps, before the bias.
+    """Takes ``output_gradient``, the gradient of the pooled maps before the bias.
 
-    With ``tanh`` it is that of `ConvMaxPool`'s output after tanh, which is then given too.
+    With ``tanh`` it is the gradient of `ConvMaxPool`'s output after tanh; that output is then an input, too.
     """
 
     __props__ = ("filter_flip", "ws", "tanh")
@@ -117,14 +117,14 @@ class _ConvMaxPoolGrad(_ConvMaxPoolOp):
         return output_gradient * (1 - output**2) if self.tanh else output_gradient
 
     def _conv_gradient(self, input, filters, mask, pooled_gradient):
-        """Gradient of the convolution's output: that of each window at the window's maxima, else zero."""
+        """Return the gradient of the convolution's output: each window's at its maxima, zero elsewhere."""
         lengths = [n - k + 1 for n, k in zip(input.shape[2:], filters.shape[2:], strict=True)]
         gradient = np.zeros((len(input), len(filters), *lengths), input.dtype)
-        chosen = _from_words(mask, len(filters)).transpose(3, 0, 4, 1, 2)
+        is_maximum = _from_words(mask, len(filters)).transpose(3, 0, 4, 1, 2)
         rows, cols = mask.shape[1:3]
-        for (row, col), here in zip(np.ndindex(*self.ws), chosen, strict=True):
+        for (row, col), selected in zip(np.ndindex(*self.ws), is_maximum, strict=True):
             part = gradient[:, :, row :: self.ws[0], col :: self.ws[1]][:, :, :rows, :cols]
-            part[:] = np.where(here, pooled_gradient, 0)
+            part[:] = np.where(selected, pooled_gradient, 0)
         return gradient
 
 
@@ -133,9 +133,7 @@ class ConvMaxPoolGradFilters(_ConvMaxPoolGrad):
 
     def make_node(self, input, filters, mask, output_gradient, *output):
         bias_gradient = tensor(dtype=filters.dtype, shape=filters.type.shape[:1])
-        return Apply(
-            self, [input, filters, mask, output_gradient, *output], [filters.type(), bias_gradient]
-        )
+        return Apply(self, [input, filters, mask, output_gradient, *output], [filters.type(), bias_gradient])
 
     def infer_shape(self, *args):
         filters_shape = args[-1][1]
@@ -169,15 +167,15 @@ class ConvMaxPoolGradInput(_ConvMaxPoolGrad):
 
 
 def mask_words(n_filters):
-    """Return how many words of a mask ``n_filters`` need."""
+    """Return the number of words of a mask for ``n_filters``."""
     return (n_filters + WORD_BITS - 1) // WORD_BITS
 
 
-def _as_words(chosen):
+def _as_words(booleans):
     """Pack booleans, one for each filter in the last axis, into words."""
-    n_bytes = mask_words(chosen.shape[-1]) * (WORD_BITS // 8)
-    packed = np.packbits(chosen, axis=-1, bitorder="little")
-    padded = np.zeros((*chosen.shape[:-1], n_bytes), np.uint8)
+    n_bytes = mask_words(booleans.shape[-1]) * (WORD_BITS // 8)
+    packed = np.packbits(booleans, axis=-1, bitorder="little")
+    padded = np.zeros((*booleans.shape[:-1], n_bytes), np.uint8)
     padded[..., : packed.shape[-1]] = packed
     return padded.view("<u8").astype(np.uint64, copy=False)
 

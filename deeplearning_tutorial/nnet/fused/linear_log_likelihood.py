@@ -15,8 +15,8 @@ class LinearLogLikelihood(Op):
     With ``scores = dot(x, W) + b`` the outputs are ``log(softmax(scores, axis=1))[arange(len(y)), y]`` and
     the gradients of ``sum(output_gradient * log_likelihoods)`` with respect to ``W`` and ``b``. ``x`` is
     (batch, features), ``W`` (features, classes), ``b`` (classes,). ``y`` holds at most ``batch`` integers, of
-    which a negative one counts from the last class; ``output_gradient`` is as long as ``y``, or (1,) where
-    all have the same. A training step reads its minibatch from main memory, and here only once.
+    which a negative one counts from the last class; ``output_gradient`` has the length of ``y``, or 1 if all
+    are the same. A training step reads its minibatch from main memory; this Op reads it only once.
     """
 
     __props__ = ()

@@ -1,6 +1,6 @@
-"""Log-likelihood of labels under a softmax as one Op, which the rewrites put in place of five.
+"""Log-likelihood of labels under a softmax as one Op, with which a rewrite replaces five.
 
-Theano had such an Op too (``crossentropy_softmax_1hot``). Without it a softmax, its logarithm, advanced
+Theano also had such an Op (``crossentropy_softmax_1hot``). Without it a softmax, its logarithm, advanced
 indexing and the gradients of all three are computed one after another.
 """
 
@@ -11,7 +11,7 @@ from pytensor.tensor import tensor
 
 
 def exponentials_of_rows(x):
-    """Return each row less its maximum, the exponentials of that, and their totals, with NumPy."""
+    """Return each row minus its maximum, the exponentials of these, and their sums, with NumPy."""
     shifted = x - x.max(axis=1, keepdims=True, initial=-np.inf)
     exponentials = np.exp(shifted)
     return shifted, exponentials, exponentials.sum(axis=1, keepdims=True)
@@ -54,7 +54,7 @@ class LogLikelihood(Op):
 class LogLikelihoodGrad(Op):
     """Gradient of `LogLikelihood`'s first output with respect to x.
 
-    ``output_gradient`` is (batch,), or (1,) where all have the same.
+    ``output_gradient`` is (batch,), or (1,) if all are the same.
     """
 
     __props__ = ()

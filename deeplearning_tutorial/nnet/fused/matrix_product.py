@@ -1,7 +1,7 @@
-"""Products of two matrices as Ops of their own, which the rewrites put in place of PyTensor's.
+"""Products of two matrices as Ops, with which a rewrite replaces PyTensor's.
 
-A BLAS with threads of its own fights the kernels for the cores, and adds in another order for each number of
-threads.
+A BLAS has threads of its own, which compete with the kernels for the cores, and it adds in a different order
+for each number of threads.
 """
 
 import numpy as np
@@ -51,9 +51,9 @@ class BatchedMatrixProduct(Op):
 class WeightUpdate(Op):
     """Compute ``weights - learning_rate * (dot(a, b) + weight_decay * weights)``, and ``(weights**2).sum()``.
 
-    A step of gradient descent, where the gradient is a product, without writing the gradient down, and the
-    penalty on the weights before it, for which they need not be read again; not without ``squares``. The two
-    rates are matrices of one element, as elementwise Ops have them.
+    This is a step of gradient descent whose gradient is a product, which is never written to memory. The sum
+    of squares, a penalty on the weights before the step, is computed if ``squares``, and the weights need not
+    be read again for it. The two rates are matrices of one element, as elementwise Ops have them.
     """
 
     __props__ = ("inplace", "squares")

@@ -1,6 +1,6 @@
-"""Softmax and argmax of a matrix's rows as Ops of their own, which the rewrites put in place of PyTensor's.
+"""Softmax and argmax of a matrix's rows as Ops, with which rewrites replace PyTensor's.
 
-A classifier's prediction needs both. PyTensor's are of any axes of any array: Numba spent most of the
+A classifier's prediction needs both. PyTensor's Ops work along any axes of any array: Numba spent most of the
 compilation of LeNet's errors on them.
 """
 
@@ -33,7 +33,7 @@ class RowArgmax(Op):
     Raises
     ------
     ValueError
-        When run, if there are no columns.
+        If there are no columns when the Op runs.
     """
 
     __props__ = ()

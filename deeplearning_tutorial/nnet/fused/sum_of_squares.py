@@ -1,4 +1,4 @@
-"""The sum of squares as one Op, which the rewrites put in place of two: a penalty reads the weights once."""
+"""The sum of squares as one Op, with which a rewrite replaces two: a penalty reads the weights once."""
 
 import numpy as np
 from pytensor.graph.basic import Apply

@@ -1,4 +1,4 @@
-"""The hyperbolic tangent as an Op of its own, which the rewrites put in place of the elementwise one."""
+"""The hyperbolic tangent as an Op, with which a rewrite replaces the elementwise one."""
 
 import numpy as np
 from pytensor.graph.basic import Apply

@@ -1,14 +1,17 @@
-"""Rewrites of PyTensor graphs, for the Numba back end but for one.
+"""Rewrites of PyTensor graphs, all but one for the Numba back end only.
 
-``conv_pool_fusion`` recognises max-pooling of a convolution, with bias, tanh and gradients;
-``log_likelihood_fusion`` the logarithm of a softmax at given labels, with its gradient, to which
-``linear_log_likelihood`` adds the product with the weights below, if nothing is below these. They put one Op
-in the place of several, and so do ``sum_of_squares`` and ``weight_update``, the latter for a step of gradient
-descent. In place of PyTensor's own, ``vector_tanh`` puts a faster tanh, ``matrix_product`` a product of
-matrices that shares the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` what
-compiles faster. ``updates_last`` leaves all nodes as they are and has updates in place run last, so that a
-function that finds no memory has changed none. ``log_softmax``, which the other back ends have, too, keeps
-probabilities of zero from making NaN. They are switched off like any of PyTensor's rewrites::
+These replace several Ops by one: ``conv_pool_fusion`` max-pooling of a convolution, with bias, tanh and
+gradients; ``log_likelihood_fusion`` the logarithm of a softmax at integer labels, with its gradient;
+``linear_log_likelihood`` that and the product of a classifier's weights and its examples; ``sum_of_squares``;
+and ``weight_update`` a step of gradient descent.
+
+These replace one of PyTensor's Ops: ``vector_tanh`` by a faster one, ``matrix_product`` by one that shares
+the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` by ones that compile faster.
+
+``updates_last`` changes no node. It runs updates in place last, so that a function that runs out of memory
+has changed nothing. ``log_softmax``, also for the other back ends, prevents NaN where a probability is zero.
+
+They are switched off like any of PyTensor's rewrites::
 
     pytensor.function(..., mode=pytensor.compile.get_default_mode().excluding("conv_pool_fusion"))
     PYTENSOR_FLAGS=optimizer_excluding=conv_pool_fusion:matrix_product python ...
@@ -33,12 +36,12 @@ from deeplearning_tutorial.nnet.rewrites.sum_of_squares import SumOfSquaresRewri
 from deeplearning_tutorial.nnet.rewrites.tanh import VectorTanhRewriter
 from deeplearning_tutorial.nnet.rewrites.updates_last import UpdatesLastRewriter
 
-# Before all simplifications, which begin at 0.6: the graph then still is what ``grad`` wrote. They would
+# Before all simplifications, which begin at 0.6: the graph is then still as ``grad`` built it. They would
 # also move the tanh past a reshape that follows it, and leave one tanh for the output and another for the
 # gradient.
 optdb.register("conv_pool_fusion", ConvPoolFusion(), "numba", position=0.5)
 optdb.register("log_likelihood_fusion", LogLikelihoodFusion(), "numba", position=0.5)
-# After the log-likelihoods have been recognised; on every back end, for it makes no Op of ours.
+# After the log-likelihoods have been recognised; on every back end, because it adds only PyTensor's Ops.
 optdb.register("log_softmax", LogSoftmaxRewriter, "fast_run", position=0.51)
 optdb.register("vector_tanh", VectorTanhRewriter, "numba", position=0.55)
 # After the simplifications of products, before elementwise Ops are merged into loops, at 48.
@@ -52,5 +55,5 @@ optdb.register("sum_of_squares", SumOfSquaresRewriter, "numba", position=20)
 optdb.register("column_sums", ColumnSumsRewriter, "numba", position=22)
 # Where PyTensor lets its products of matrices overwrite an input.
 optdb.register("weight_update_inplace", WeightUpdateInplaceRewriter, "numba", "inplace", position=70)
-# Once all that is done in place is.
+# After all rewrites that make Ops work in place.
 optdb.register("updates_last", UpdatesLastRewriter(), "numba", position=110)

@@ -30,10 +30,10 @@ def linear_log_likelihood(fgraph, node):
         return None
     x, W = product.owner.inputs
     output_gradient = gradient_node.inputs[2]
-    # More classes fill the tiles of a product of matrices.
+    # With more classes, a product of matrices fills its tiles.
     if (W.type.shape[1] or MIN_COLUMNS) >= MIN_COLUMNS or output_gradient.dtype != x.dtype:
         return None
-    # The weight of an example is needed before its log-likelihood is known.
+    # The Op needs an example's weight before it has its log-likelihood.
     if log_likelihoods in ancestors([output_gradient]):
         return None
     results = LinearLogLikelihood()(x, W, b, y, output_gradient)

@@ -22,7 +22,7 @@ from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise,
 class LogLikelihoodFusion(GraphRewriter):
     """Replace ``log(softmax(x, axis=1))[arange(len(y)), y]`` and its gradient with respect to x.
 
-    The logarithm may as well be taken of the chosen probabilities, or be part of the softmax.
+    The logarithm may also be taken after the selection, or be part of the softmax.
     """
 
     def apply(self, fgraph):
@@ -30,23 +30,23 @@ class LogLikelihoodFusion(GraphRewriter):
         for node in nodes:
             pattern = _pattern_of(node)
             found = {}
-            if pattern is None or not matches(pattern.chosen, node.out, found):
+            if pattern is None or not matches(pattern.log_likelihoods, node.out, found):
                 continue
             x, rows, y = found[pattern.x], found[pattern.rows], found[pattern.y]
-            if not _counts_through(rows, y, x):
+            if not _is_arange(rows, y, x):
                 continue
-            chosen, softmax = LogLikelihood()(x, y)
-            replacements = [(node.out, chosen)]
+            log_likelihoods, softmax = LogLikelihood()(x, y)
+            replacements = [(node.out, log_likelihoods)]
             for other in nodes:
                 found = {pattern.x: x, pattern.rows: rows, pattern.y: y}
                 if other.op == pattern.gradient.owner.op and matches(pattern.gradient, other.out, found):
-                    gradient = LogLikelihoodGrad()(softmax, y, _unspread(found[pattern.cotangent]))
+                    gradient = LogLikelihoodGrad()(softmax, y, _unbroadcast(found[pattern.cotangent]))
                     replacements.append((other.out, gradient))
             fgraph.replace_all_validate(replacements, reason="log_likelihood_fusion")
 
 
-def _unspread(vector):
-    """Return the one element that fills ``vector``, shape (1,), where the graph says so."""
+def _unbroadcast(vector):
+    """Return the element that is broadcast to ``vector``, shape (1,), if the graph says so."""
     node = vector.owner
     if node is not None and node.op == pt.second and node.inputs[1].type.broadcastable == (True,):
         return node.inputs[1]
@@ -58,11 +58,11 @@ class _Pattern(NamedTuple):
     rows: TensorVariable
     y: TensorVariable
     cotangent: TensorVariable
-    chosen: TensorVariable
+    log_likelihoods: TensorVariable
     gradient: TensorVariable
 
 
-_SPELLINGS = {
+_EXPRESSIONS = {
     "index of log": lambda x, index: pt.log(pt.special.softmax(x, axis=1))[index],
     "log of index": lambda x, index: pt.log(pt.special.softmax(x, axis=1)[index]),
     "index of log_softmax": lambda x, index: pt.special.log_softmax(x, axis=1)[index],
@@ -70,25 +70,25 @@ _SPELLINGS = {
 
 
 @cache
-def _pattern(spelling, x_type, rows_type, y_type):
-    """Write what to look for as PyTensor itself writes it, whose gradients differ from release to release."""
+def _pattern(form, x_type, rows_type, y_type):
+    """Build the pattern with PyTensor itself, because its gradients differ from release to release."""
     x, rows, y = x_type(), rows_type(), y_type()
-    chosen = _SPELLINGS[spelling](x, (rows, y))
-    cotangent = chosen.type()
-    return _Pattern(x, rows, y, cotangent, chosen, pullback(chosen, x, cotangent))
+    log_likelihoods = _EXPRESSIONS[form](x, (rows, y))
+    cotangent = log_likelihoods.type()
+    return _Pattern(x, rows, y, cotangent, log_likelihoods, pullback(log_likelihoods, x, cotangent))
 
 
 def _pattern_of(node):
     """Return the pattern for the types that ``node`` depends on, if it can be the log-likelihood."""
-    spelling = "index of log"
+    form = "index of log"
     if is_elementwise(node, Log):
-        spelling, node = "log of index", node.inputs[0].owner
+        form, node = "log of index", node.inputs[0].owner
     if node is None or not isinstance(node.op, AdvancedSubtensor) or len(node.inputs) != 3:
         return None
     values, *index = node.inputs
     if applies(values, LogSoftmax):
-        spelling = "index of log_softmax"
-    elif spelling == "index of log":
+        form = "index of log_softmax"
+    elif form == "index of log":
         if not is_elementwise(values.owner, Log):
             return None
         [values] = values.owner.inputs
@@ -99,13 +99,13 @@ def _pattern_of(node):
     [x] = values.owner.inputs
     if x.ndim != 2 or x.dtype not in ("float32", "float64"):
         return None
-    return _pattern(spelling, x.type, *(labels.type for labels in index))
+    return _pattern(form, x.type, *(labels.type for labels in index))
 
 
-def _counts_through(rows, y, x):
-    """Tell whether ``rows`` certainly is ``arange(len(y))``.
+def _is_arange(rows, y, x):
+    """Tell whether ``rows`` is known to be ``arange(len(y))``.
 
-    Labels fewer or more than the rows are an error when the function runs, but a single one serves all rows.
+    Another number of labels is an error when the function runs, except for one label, which is broadcast.
     """
     [n] = y.type.shape
     if isinstance(rows, Constant):
@@ -113,7 +113,7 @@ def _counts_through(rows, y, x):
     lengths = [] if n is None else [n]
     if n is not None and n == x.type.shape[0]:
         lengths.append(x.shape[0])
-    # Labels of another type, cast in the graph, are as many.
+    # Labels that are cast from another type have the same length.
     while True:
         lengths += [y.shape[0], y.size]
         if y.owner is None or not isinstance(y.owner.op, Elemwise) or len(y.owner.inputs) != 1:

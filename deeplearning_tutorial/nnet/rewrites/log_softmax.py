@@ -1,7 +1,7 @@
 """Keep the logarithm of a softmax and its gradient finite where a probability is zero.
 
 The logarithm's gradient divides by the probabilities, and the softmax's multiplies by them. PyTensor cancels
-the two if nothing stands between them; here they may also have been selected, reordered or reshaped.
+the two if nothing is between them; these rewrites also allow selecting, reordering and reshaping in between.
 """
 
 import pytensor.tensor as pt
@@ -16,12 +16,12 @@ from pytensor.tensor.special import Softmax
 
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
 
-# What takes elements out of an array, by what adds them to it, its gradient.
+# The Ops that select elements of an array, by the Ops of their gradients, which add elements to it.
 _SELECTIONS = {
     selections.IncSubtensor: selections.Subtensor,
     selections.AdvancedIncSubtensor: selections.AdvancedSubtensor,
 }
-# Older PyTensor has Ops of their own for a single vector of indices.
+# Older versions of PyTensor have separate Ops for a single vector of indices.
 if hasattr(selections, "AdvancedSubtensor1"):
     _SELECTIONS[selections.AdvancedIncSubtensor1] = selections.AdvancedSubtensor1
 _MOVES = (*_SELECTIONS.values(), DimShuffle, Reshape)
@@ -46,7 +46,7 @@ def log_of_softmax(fgraph, node):
 
 @node_rewriter([Elemwise])
 def softmax_of_log_gradient(fgraph, node):
-    """Replace ``p * gradient`` of a softmax ``p`` where the gradient is that of a logarithm, divided by p."""
+    """Replace ``p * gradient`` of a softmax ``p`` if the gradient is a logarithm's, which divides by p."""
     if not isinstance(node.op.scalar_op, Mul) or len(node.inputs) != 2:
         return None
     for p, gradient in (node.inputs, node.inputs[::-1]):
@@ -63,7 +63,7 @@ def softmax_of_log_gradient(fgraph, node):
 
 
 def _undivided(fgraph, gradient, p):
-    """Return ``gradient * p`` if ``gradient`` divides by p, or by what was moved out of p; else None."""
+    """Return ``gradient * p`` if ``gradient`` divides by p, or by elements moved out of p; else None."""
     node = gradient.owner
     if is_elementwise(node, TrueDiv):
         numerator, denominator = node.inputs
@@ -73,7 +73,7 @@ def _undivided(fgraph, gradient, p):
     if node is None:
         return None
     for client, position in fgraph.clients[p]:
-        if position == 0 and _leads_back(node, client, p):
+        if position == 0 and _moves_back(node, client, p):
             divided_at = 1 if type(node.op) in _SELECTIONS else 0
             product = _undivided(fgraph, node.inputs[divided_at], client.outputs[0])
             if product is not None:
@@ -82,16 +82,16 @@ def _undivided(fgraph, gradient, p):
     return None
 
 
-def _leads_back(node, client, p):
-    """Tell whether ``node`` brings a gradient of ``client``'s output to where that was in ``p``."""
+def _moves_back(node, client, p):
+    """Tell whether ``node`` moves a gradient of ``client``'s output back to its place in ``p``."""
     op, move = node.op, client.op
     if isinstance(op, Reshape):
         return isinstance(move, Reshape) and op.ndim == p.ndim
     if isinstance(op, DimShuffle):
         if not isinstance(move, DimShuffle):
             return False
-        there_and_back = [n if n == "x" else move.new_order[n] for n in op.new_order]
-        return there_and_back == ["x" if n in move.drop else n for n in range(p.ndim)]
+        order = [n if n == "x" else move.new_order[n] for n in op.new_order]
+        return order == ["x" if n in move.drop else n for n in range(p.ndim)]
     return (
         type(op) in _SELECTIONS
         and isinstance(move, _SELECTIONS[type(op)])

@@ -13,7 +13,7 @@ from deeplearning_tutorial.nnet.fused.matrix_product import BatchedMatrixProduct
 from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
 from deeplearning_tutorial.nnet.rewrites.pattern import applies, is_elementwise
 
-# A product with fewer columns has ways of its own.
+# Products with fewer columns are computed by other loops.
 MIN_COLUMNS = 32
 
 
@@ -23,7 +23,7 @@ def matrix_product(fgraph, node):
     a, b = node.inputs
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.dtype not in ("float32", "float64"):
         return None
-    # A vector as a matrix of one row or column would fill a fraction of each tile.
+    # A matrix of one row or column would fill only a fraction of each tile.
     if a.type.shape[0] == 1 or b.type.shape[1] == 1:
         return None
     return [MatrixProduct()(a, b)]
@@ -42,7 +42,7 @@ def batched_matrix_product(fgraph, node):
 def weight_update(fgraph, node):
     """Replace ``W - rate * dot(a, b)`` and ``W - rate * (dot(a, b) + decay * W)``.
 
-    And with it the sum of squares of W, which a penalty on the weights is made of.
+    The same Op then also computes the sum of squares of W, of which a penalty on the weights consists.
     """
     if not isinstance(node.op.scalar_op, Sub):
         return None
@@ -75,12 +75,12 @@ def _without_decay(gradient, weights):
             decay, decaying = _scaled(penalty)
             if decaying is weights:
                 return other, decay
-    # A constant as it is: nothing folds an Alloc any more, and Numba takes seconds for one.
+    # Not an Alloc: constants are no longer folded at this point, and Numba takes seconds to compile one.
     return gradient, pt.constant(np.zeros((1, 1), weights.dtype))
 
 
 def _scaled(variable):
-    """Return the factor, of shape (1, 1), and what it multiplies; None twice if there is no such factor."""
+    """Return the factor, of shape (1, 1), and the other one; None and None if there is no such factor."""
     if is_elementwise(variable.owner, Mul) and len(variable.owner.inputs) == 2:
         for factor, other in (variable.owner.inputs, variable.owner.inputs[::-1]):
             if factor.type.broadcastable == (True, True):

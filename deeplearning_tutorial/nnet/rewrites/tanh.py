@@ -9,7 +9,7 @@ from deeplearning_tutorial.nnet.fused.tanh import VectorTanh
 
 @node_rewriter([Elemwise])
 def vector_tanh(fgraph, node):
-    """Replace tanh of an array of floats; a scalar gains nothing."""
+    """Replace tanh of an array of floats; a scalar would gain nothing."""
     if not isinstance(node.op.scalar_op, Tanh):
         return None
     [x] = node.inputs

@@ -1,7 +1,7 @@
-"""Run what overwrites a function's inputs after everything that can run before it.
+"""Run the Ops that overwrite a function's inputs after all other Ops that can run before them.
 
-An exception then finds most of the work done and no input changed: the memory that gradients take is had, or
-found missing, before the first of the weights is updated.
+An exception then leaves the inputs unchanged in most cases: the memory for gradients is allocated, or found
+missing, before the first weights are updated.
 """
 
 from pytensor.graph.features import Feature
@@ -12,12 +12,12 @@ from pytensor.graph.traversal import toposort_with_orderings
 class UpdatesLast(Feature):
     """Order the nodes of a graph so that updates in place come last.
 
-    What needs the result of an update follows it. So a few bytes may be asked for after an update:
-    `WeightUpdate` gives the sum of squares that a penalty on the weights adds to the cost.
+    Nodes that need the result of an update follow it. So a few bytes may be allocated after an update:
+    `WeightUpdate` computes the sum of squares that a penalty on the weights adds to the cost.
     """
 
     def orderings(self, fgraph):
-        """Return what has to run before each of the updates, as PyTensor asks of a feature."""
+        """Return the nodes that must run before each update, in the form that PyTensor expects."""
         handler = getattr(fgraph, "destroy_handler", None)
         if handler is None:
             return {}
@@ -32,8 +32,8 @@ class UpdatesLast(Feature):
             if _overwrites_an_input(fgraph, handler, node)
         }
         last, late = {}, set()
-        # Ascending, because nearly everything follows from the state of random numbers, an input as well: its
-        # update must not keep those of the weights from waiting.
+        # In ascending order, because nearly all nodes follow from the state of random numbers, which is also
+        # an input: the updates of the weights must wait nevertheless.
         for update in sorted(following, key=lambda update: len(following[update])):
             late |= following[update]
             last[update] = [node for node in order if node not in late]
@@ -47,7 +47,7 @@ def _overwrites_an_input(fgraph, handler, node):
 
 
 def _following(node, order, parents):
-    """Return a node and all that follow from it."""
+    """Return a node and all nodes that depend on it."""
     following = {node}
     for other in order:
         if not following.isdisjoint(parents[other]):

@@ -1,4 +1,4 @@
-"""What kernels ask of the arrays that they are called with."""
+"""Checks and copies of the arrays that kernels are called with."""
 
 import numpy as np
 from numba.extending import overload

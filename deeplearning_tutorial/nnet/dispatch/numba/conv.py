@@ -38,7 +38,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.llvm.vectors import SUM_ROWS, Tap
 from deeplearning_tutorial.nnet.dispatch.numba.memory import empty, result, zeros
 from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 
-# The weights of so many taps, for a tile's filters, stay in the first-level cache for the tiles of so many rows.
+# The weights of so many taps, for a tile's filters, stay in the first-level cache for tiles of so many rows.
 CHUNK_TAPS, TILE_ROWS = 128, 2
 
 

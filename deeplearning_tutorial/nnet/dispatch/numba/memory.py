@@ -21,7 +21,7 @@ _ALIGNMENT = 64
 
 
 def _array_type(shape, like):
-    """Return the type of an array of one or several lengths, with the data type of an array or scalar type."""
+    """Return the type of an array of one or several lengths, with the data type of an array or a scalar."""
     ndim = len(shape) if isinstance(shape, types.BaseTuple) else 1
     return types.Array(like.dtype, ndim, "C")
 
