@@ -47,7 +47,7 @@ def conv2d(
     unshared : bool
         True gives each position of the output filters of its own: a locally connected layer.
     **kwargs
-        ``unroll_batch`` and others that told Theano how to compute; ignored, with a warning.
+        ``unroll_batch`` and others by which Theano chose its algorithm; ignored, with a warning.
 
     Returns
     -------

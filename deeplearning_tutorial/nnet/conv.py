@@ -320,7 +320,7 @@ def conv2d(
     image_shape : tuple of (int, constant or None), optional
         The ``input_shape`` of that function.
     **kwargs
-        ``unroll_batch`` and others that told Theano how to compute; ignored, with a warning.
+        ``unroll_batch`` and others by which Theano chose its algorithm; ignored, with a warning.
 
     Returns
     -------

@@ -413,7 +413,7 @@ def pool_2d(
         raise ValueError(f"mode={mode!r} is unknown; use one of {', '.join(map(repr, MODES))}")
     if ignore_border is None:
         warnings.warn(
-            "ignore_border=None means False: the rest at the border is pooled; say which you want",
+            "ignore_border=None means False: what is left at the border is pooled; use True or False",
             UserWarning,
             stacklevel=2,
         )
