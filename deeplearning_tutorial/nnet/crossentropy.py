@@ -24,8 +24,10 @@ def categorical_crossentropy(coding_dist, true_dist):
     TypeError
         If ``true_dist`` is neither of the two.
 
-    Notes ----- The rewrite ``log_likelihood_fusion`` replaces this function of ``softmax(x)`` and integer
-    labels by one Op, which stays finite where a probability is zero.
+    Notes
+    -----
+    The rewrite ``log_likelihood_fusion`` replaces this function of ``softmax(x)`` and integer labels by one
+    Op, which stays finite where a probability is zero.
     """
     coding_dist, true_dist = pt.as_tensor_variable(coding_dist), pt.as_tensor_variable(true_dist)
     if true_dist.ndim == coding_dist.ndim:

@@ -24,11 +24,13 @@ def uniform_numbers(step, shape, seed, dtype):
     TensorVariable
         Of the given shape and dtype.
 
-    Notes ----- A number is a hash of the seed, the step and its position, so there is no state to store, and
-    a run that is resumed at a step continues as it would have (counter-based generators: Salmon et al., 2011,
-    "Parallel random numbers: as easy as 1, 2, 3"). The hash has 32 bits, with the constants that Wellons
-    found in his search for hashes of little bias (2018, "Prospecting for hash functions"); its products stay
-    below ``2**63``, because integers do not wrap around on every back end. It is good enough for sampling in
+    Notes
+    -----
+    A number is a hash of the seed, the step and its position, so there is no state to store, and a run that
+    is resumed at a step continues as it would have (counter-based generators: Salmon et al., 2011, "Parallel
+    random numbers: as easy as 1, 2, 3"). The hash has 32 bits, with the constants that Wellons found in his
+    search for hashes of little bias (2018, "Prospecting for hash functions"); its products stay below
+    ``2**63``, because integers do not wrap around on every back end. It is good enough for sampling in
     training; simulations need longer words.
 
     The upper 23 bits are used, so that float32 holds each number exactly.

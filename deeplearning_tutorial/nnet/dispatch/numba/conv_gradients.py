@@ -77,11 +77,11 @@ class FilterLists(NamedTuple):
     """Lists, for each position (row, col) of the output, of the filters that have a gradient there."""
 
     offsets: Any
-    """Where each filter's weights of a run begin, (rows, cols, filters)."""
+    """Where each filter's weights of a run begin; shape (rows, cols, filters)."""
     factors: Any
     """The gradients, of the same shape."""
     counts: Any
-    """How many filters are listed, (rows, cols)."""
+    """How many filters are listed; shape (rows, cols)."""
 
 
 def filter_runs_type(real):

@@ -81,7 +81,7 @@ class PooledRow(NamedTuple):
     """What pooling gives for a row of windows, in memory that is read again before it leaves the cache."""
 
     maxima: Any
-    """Shape (windows + 1, filters): the last is the maximum of a window where the convolution is zero."""
+    """Shape (windows + 1, filters); the last row is for windows where the convolution is zero."""
     mask: Any
     """Shape (windows + 1, positions, words)."""
 

@@ -40,15 +40,15 @@ class Band(NamedTuple):
     """The memory of `multiply_band` and `convolution_of_row`, for some rows of tiles."""
 
     columns: Any
-    """The pixels under a row of tiles, transformed along their columns: (points, elements of a row)."""
+    """The pixels under a row of tiles, transformed along their columns; shape (points, elements of a row)."""
     pixels: Any
-    """The pixels transformed along both axes, flat: (points, tiles, channels)."""
+    """The pixels transformed along both axes, flat; shape (points, tiles, channels)."""
     tile_mask: Any
     """Which tiles of `correlate_tiles`, of TILE_COLUMNS positions, there are."""
     sums: Any
-    """The sums of products over the channels: (points, tiles, filters)."""
+    """The sums of products over the channels; shape (points, tiles, filters)."""
     rows_of_sums: Any
-    """Those of a row of tiles, transformed along their columns: (outputs, points, tiles * filters)."""
+    """Those of a row of tiles, transformed along their columns; shape (outputs, points, tiles * filters)."""
 
 
 @kernel_njit
