@@ -58,7 +58,7 @@ class AlexNetStep:
             W = rng.normal(scale=DEVIATION, size=shape).astype(self.floatX)
             yield W, np.full(n_biases, value, self.floatX)
 
-    def kept(self, iteration):
+    def dropout_masks(self, iteration):
         """Draw which units of the two hidden layers are kept."""
         rng = np.random.default_rng([SEED, iteration])
         return [
@@ -74,7 +74,7 @@ def task(name, workload):
 
     def call(index):
         first = index % N_BATCHES * n
-        return step(slice(first, first + n), workload.kept(index))
+        return step(slice(first, first + n), workload.dropout_masks(index))
 
     return call
 
@@ -83,26 +83,29 @@ def _ours(workload):
     import pytensor
     import pytensor.tensor as pt
 
-    from deeplearning_tutorial.alexnet import architecture_of
-    from deeplearning_tutorial.momentum import momentum_updates, zero_velocities
-    from deeplearning_tutorial.parameters import named_parameters
+    from deeplearning_tutorial.alexnet import AlexNet
+    from deeplearning_tutorial.training.memory import retain_freed_memory
+    from deeplearning_tutorial.training.parameters import named_parameters
+    from deeplearning_tutorial.training.updates import momentum_updates, zero_velocities
 
     pytensor.config.floatX = workload.floatX
+    # As the scripts do.
+    retain_freed_memory()
     n = workload.batch_size
     images, mean, labels = (
         pytensor.shared(array, shape=array.shape, borrow=True) for array in workload.images_and_labels()
     )
     index = pt.lscalar("index")
-    kept = pt.matrices("kept6", "kept7")
+    masks = pt.matrices("mask6", "mask7")
     minibatch = slice(index * n, (index + 1) * n)
     x, y = images[minibatch], labels[minibatch]
-    layers = architecture_of({}).build(np.random.RandomState(SEED), pt.cast(x, mean.dtype) - mean, n, kept)
+    layers = AlexNet().build(np.random.RandomState(SEED), pt.cast(x, mean.dtype) - mean, n, masks)
     cost = layers["output"].negative_log_likelihood(y)
     parameters = named_parameters(**layers)
     rates = LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
     updates = momentum_updates(cost, parameters, zero_velocities(parameters), *rates)
-    f = pytensor.function([index, *kept], cost, updates=updates)
-    return lambda minibatch, kept: f(minibatch.start // n, *kept)
+    f = pytensor.function([index, *masks], cost, updates=updates)
+    return lambda minibatch, masks: f(minibatch.start // n, *masks)
 
 
 def _pytorchs(workload, channels_last):
@@ -143,12 +146,12 @@ def _pytorchs(workload, channels_last):
         fused=True,
     )
 
-    def step(minibatch, kept):
-        kept6, kept7 = map(torch.from_numpy, kept)
+    def step(minibatch, masks):
+        mask6, mask7 = map(torch.from_numpy, masks)
         optimizer.zero_grad()
         hidden = convolutions(images[minibatch] - mean)
-        hidden = nn.functional.relu(fc6(hidden)) * kept6
-        hidden = nn.functional.relu(fc7(hidden)) * kept7
+        hidden = nn.functional.relu(fc6(hidden)) * mask6
+        hidden = nn.functional.relu(fc7(hidden)) * mask7
         loss = nn.functional.cross_entropy(output(hidden), labels[minibatch])
         loss.backward()
         optimizer.step()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplearning_tutorial import formats
+from deeplearning_tutorial.datasets import formats
 
 SIZES = {"train": 50_000, "valid": 10_000, "test": 10_000}
 

@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplearning_tutorial.classification import classify, evaluate
+from deeplearning_tutorial.classify.classification import classify, evaluate
+from deeplearning_tutorial.classify.models import read_model
 from deeplearning_tutorial.datasets import MNIST, locate
-from deeplearning_tutorial.formats import read_splits
-from deeplearning_tutorial.models import read_model
+from deeplearning_tutorial.datasets.formats import read_splits
 
 FONTS = (
     "DejaVuSans",

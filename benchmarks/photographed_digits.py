@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from deeplearning_tutorial.classification import classify
+from deeplearning_tutorial.classify.classification import classify
+from deeplearning_tutorial.classify.models import read_model
 from deeplearning_tutorial.datasets import MNIST, locate
-from deeplearning_tutorial.formats import read_splits
-from deeplearning_tutorial.models import read_model
+from deeplearning_tutorial.datasets.formats import read_splits
 
 SIDE = 224
 SEED = 1998

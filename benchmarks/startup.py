@@ -113,7 +113,7 @@ def _epoch_of_ours(dataset):
 
 
 def _first_minibatch(name, dataset):
-    from deeplearning_tutorial import formats
+    from deeplearning_tutorial.datasets import formats
 
     train, _, _ = formats.read_splits(Path(dataset))
     float(network(name, Workload()).training(*train)(0))
@@ -121,7 +121,7 @@ def _first_minibatch(name, dataset):
 
 
 def _epoch(name, dataset):
-    from deeplearning_tutorial import formats
+    from deeplearning_tutorial.datasets import formats
 
     train, valid, test = formats.read_splits(Path(dataset))
     trained = network(name, Workload())

@@ -6,6 +6,7 @@ import pytensor.tensor as pt
 
 from benchmarks.workload import L2_REG, LEARNING_RATE, N_CLASSES, N_HIDDEN, N_PIXELS
 from deeplearning_tutorial import MLP, HiddenLayer, LeNetConvPoolLayer, LogisticRegression
+from deeplearning_tutorial.training.memory import retain_freed_memory
 
 
 class Network:
@@ -13,6 +14,8 @@ class Network:
 
     def __init__(self, workload):
         pytensor.config.floatX = workload.floatX
+        # As the scripts do.
+        retain_freed_memory()
         self.workload = workload
         self.x, self.y = pt.matrix("x"), pt.ivector("y")
         top, self.params, penalty = getattr(self, f"_{workload.network}")()

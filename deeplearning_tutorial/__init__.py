@@ -1,39 +1,40 @@
-"""The deep learning tutorial's logistic regression, multilayer perceptron and LeNet, on PyTensor."""
+"""The deep learning tutorial's logistic regression, multilayer perceptron and LeNet, on PyTensor.
+
+A page is a module with a training function and its declaration, ``page``; run with ``python -m``, it is a
+script.
+"""
 
 from importlib import import_module
+from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "LogisticRegression": "logistic_sgd",
-    "load_data": "logistic_sgd",
-    "sgd_optimization_mnist": "logistic_sgd",
-    "predict": "logistic_sgd",
-    "HiddenLayer": "mlp",
-    "MLP": "mlp",
-    "test_mlp": "mlp",
-    "LeNetConvPoolLayer": "convolutional_mlp",
-    "evaluate_lenet5": "convolutional_mlp",
-    "experiment": "convolutional_mlp",
-    "train_lenet5": "lenet5",
-    "train_alexnet": "alexnet",
-}
 
-__all__ = sorted(_HOMES)
-
-
-# On first use, not on import: ``python -m deeplearning_tutorial.mlp`` must find ``mlp`` not yet imported,
-# and ``import deeplearning_tutorial.nnet`` needs none of the scripts.
+# Names of the pages are found on first use, not on import: ``python -m deeplearning_tutorial.mlp`` must find
+# ``mlp`` not yet imported, and ``import deeplearning_tutorial.nnet`` needs none of the pages.
 def __getattr__(name):
-    if name not in _HOMES:
+    subpackages = {module.name for module in iter_modules(__path__) if module.ispkg}
+    if name in subpackages or (name.startswith("__") and name != "__all__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = _homes()
+    if name == "__all__":
+        return sorted(homes)
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(homes[name], name)
+
+
+def _homes():
+    """Return the module of each name: those that the pages offer, and what all of them take."""
     try:
-        home = import_module(f"{__name__}.{_HOMES[name]}")
+        find_pages = import_module("deeplearning_tutorial.training.page").find_pages
+        pages = find_pages().values()
+        homes = {name: import_module(page.train.__module__) for page in pages for name in page.names}
+        return homes | {"Run": import_module("deeplearning_tutorial.training.run")}
     except AttributeError as error:
-        # Else ``from`` would say that there is no such name.
-        raise ImportError(f"{__name__}.{_HOMES[name]} cannot be imported: {error}") from error
-    return getattr(home, name)
+        # Otherwise ``from`` would say that there is no such name.
+        raise ImportError(f"the pages cannot be imported: {error}") from error
 
 
 def __dir__():
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_homes()})

@@ -12,18 +12,16 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-import deeplearning_tutorial.compilation_cache  # noqa: F401  it comes before nnet
-import deeplearning_tutorial.nnet  # noqa: F401  its rewrites make all three scripts faster
-from deeplearning_tutorial import command_line
-from deeplearning_tutorial.checks import check_positive_int, check_rate, count_minibatches
 from deeplearning_tutorial.datasets import check_mnist, load_data
-from deeplearning_tutorial.early_stopping import train_with_patience
-from deeplearning_tutorial.experiments import experiment_of
-from deeplearning_tutorial.parameters import load_parameters, named_parameters
-from deeplearning_tutorial.streams import stderr, stdout
-from deeplearning_tutorial.training_files import TrainingFiles
+from deeplearning_tutorial.files.streams import stderr, stdout
+from deeplearning_tutorial.training import command_line
+from deeplearning_tutorial.training.checks import check_positive_int, check_rate, count_minibatches
+from deeplearning_tutorial.training.early_stopping import train_with_patience
+from deeplearning_tutorial.training.page import Page
+from deeplearning_tutorial.training.parameters import load_parameters, named_parameters
+from deeplearning_tutorial.training.run import Run
 
-PUBLISHED = {"validation error": 7.5, "test error": 7.489583, "epochs": 74}
+BEST_MODEL = "best_model.npz"
 
 
 class LogisticRegression:
@@ -120,12 +118,7 @@ def sgd_optimization_mnist(
     dataset="mnist.pkl.gz",
     batch_size=600,
     *,
-    save="best_model.npz",
-    checkpoint=None,
-    resume=False,
-    log=None,
-    progress=False,
-    channel=None,
+    run=None,
 ):
     """Train a logistic regression on MNIST.
 
@@ -139,18 +132,9 @@ def sgd_optimization_mnist(
         MNIST, as `load_data` takes it.
     batch_size : int
         Examples per minibatch.
-    save : path or None
-        ``.npz`` file for the best model, where `predict` looks for it.
-    checkpoint : path or None
-        ``.npz`` file that holds the complete state of the training after each validation.
-    resume : bool
-        Go on from ``checkpoint`` to the end an uninterrupted run has; if there is none yet, start anew.
-    log : path or None
-        ``.csv`` file that gets a line after each validation.
-    progress : bool
-        Show a progress bar on stderr.
-    channel : callable or None
-        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
+    run : Run, optional
+        Options of the run: its files, its progress bar, and how it is stopped. Without it, the best model is
+        saved as ``best_model.npz``, where `predict` looks for it.
 
     Returns
     -------
@@ -159,21 +143,23 @@ def sgd_optimization_mnist(
     Raises
     ------
     ValueError
-        If an argument is out of range, ``batch_size`` larger than a split, or ``checkpoint`` of another run.
+        If an argument is out of range, ``batch_size`` is larger than a split, or the checkpoint belongs to
+        another run.
     OSError
-        If ``checkpoint`` or ``log`` exists though ``resume`` is False, or no file can be written there.
+        If a file of ``run`` exists that would be overwritten, or cannot be written.
     TrainingInterrupted, DivergenceError
         As `train_with_patience` raises them; what was reached is in their ``result``.
     """
     learning_rate = check_rate("learning_rate", learning_rate, 0.13)
     check_positive_int("n_epochs", n_epochs, 1000)
     check_positive_int("batch_size", batch_size, 600)
-    # All arguments, for they tell one run from another.
-    files = TrainingFiles("logistic_sgd", sgd_optimization_mnist, **locals())
+    run = (run or Run(save=BEST_MODEL)).start(
+        "logistic_sgd", dataset, learning_rate=learning_rate, n_epochs=n_epochs, batch_size=batch_size
+    )
 
     datasets = load_data(dataset)
     check_mnist(dataset, datasets)
-    files.check_data(datasets)
+    run.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
     test_set_x, test_set_y = datasets[2]
@@ -188,21 +174,16 @@ def sgd_optimization_mnist(
     classifier = LogisticRegression(input=x, n_in=28 * 28, n_out=10)
     cost = classifier.negative_log_likelihood(y)
 
+    batch = slice(index * batch_size, (index + 1) * batch_size)
     test_model = pytensor.function(
         inputs=[index],
         outputs=classifier.errors(y),
-        givens={
-            x: test_set_x[index * batch_size : (index + 1) * batch_size],
-            y: test_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: test_set_x[batch], y: test_set_y[batch]},
     )
     validate_model = pytensor.function(
         inputs=[index],
         outputs=classifier.errors(y),
-        givens={
-            x: valid_set_x[index * batch_size : (index + 1) * batch_size],
-            y: valid_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: valid_set_x[batch], y: valid_set_y[batch]},
     )
     g_W = pytensor.grad(cost=cost, wrt=classifier.W)
     g_b = pytensor.grad(cost=cost, wrt=classifier.b)
@@ -214,10 +195,7 @@ def sgd_optimization_mnist(
         inputs=[index],
         outputs=cost,
         updates=updates,
-        givens={
-            x: train_set_x[index * batch_size : (index + 1) * batch_size],
-            y: train_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: train_set_x[batch], y: train_set_y[batch]},
     )
 
     print("... training the model", file=stdout)
@@ -231,9 +209,7 @@ def sgd_optimization_mnist(
         n_epochs,
         patience=5000,
         parameters=named_parameters(classifier=classifier),
-        files=files,
-        progress=progress,
-        channel=channel,
+        run=run,
     )
     print(
         f"Optimization complete with best validation score of {result.best_validation_error * 100:f} %,"
@@ -246,10 +222,24 @@ def sgd_optimization_mnist(
     return result
 
 
-experiment = experiment_of(sgd_optimization_mnist)
+def build_classifier(rng, x, batch_size, n_out=10):
+    """Build the network of a saved model; nothing is drawn, and any ``batch_size`` will do."""
+    return {"classifier": LogisticRegression(input=x, n_in=28 * 28, n_out=n_out)}
 
 
-def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):
+page = Page(
+    sgd_optimization_mnist,
+    "Logistic regression on MNIST",
+    names=("LogisticRegression", "load_data", "sgd_optimization_mnist", "predict"),
+    published={"validation error": 7.5, "test error": 7.489583, "epochs": 74},
+    minibatches=(83, 16, 16),
+    save=BEST_MODEL,
+    build=build_classifier,
+)
+experiment = page.experiment
+
+
+def predict(*, model=BEST_MODEL, dataset="mnist.pkl.gz"):
     """Print the classes that a saved logistic regression predicts for the first ten test digits.
 
     Parameters
@@ -269,7 +259,7 @@ def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):
     FileNotFoundError
         If ``model`` is missing: train first.
     ValueError
-        If ``model`` holds something else than this model.
+        If ``model`` holds something other than this model.
     """
     x = pt.matrix("x")
     classifier = LogisticRegression(input=x, n_in=28 * 28, n_out=10)
@@ -285,4 +275,4 @@ def predict(*, model="best_model.npz", dataset="mnist.pkl.gz"):
 
 
 if __name__ == "__main__":
-    command_line.run(sgd_optimization_mnist, __doc__, PUBLISHED, minibatches=(83, 16, 16))
+    command_line.run(page, __doc__)

@@ -11,18 +11,21 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from deeplearning_tutorial import command_line
-from deeplearning_tutorial.activations import is_sigmoid
-from deeplearning_tutorial.checks import check_positive_int, check_rate, check_seed, count_minibatches
 from deeplearning_tutorial.datasets import check_mnist
-from deeplearning_tutorial.early_stopping import train_with_patience
-from deeplearning_tutorial.experiments import experiment_of
+from deeplearning_tutorial.files.streams import stderr, stdout
+from deeplearning_tutorial.layers.activations import weight_factor
 from deeplearning_tutorial.logistic_sgd import LogisticRegression, load_data
-from deeplearning_tutorial.parameters import named_parameters
-from deeplearning_tutorial.streams import stderr, stdout
-from deeplearning_tutorial.training_files import TrainingFiles
-
-PUBLISHED = {"validation error": 1.69, "test error": 1.65, "iteration": 2070000}
+from deeplearning_tutorial.training import command_line
+from deeplearning_tutorial.training.checks import (
+    check_positive_int,
+    check_rate,
+    check_seed,
+    count_minibatches,
+)
+from deeplearning_tutorial.training.early_stopping import train_with_patience
+from deeplearning_tutorial.training.page import Page
+from deeplearning_tutorial.training.parameters import named_parameters
+from deeplearning_tutorial.training.run import Run
 
 
 class HiddenLayer:
@@ -64,11 +67,11 @@ class HiddenLayer:
         check_positive_int("n_out", n_out, 500)
         floatX = pytensor.config.floatX
         self.input = input
-        drawn = None
-        if W is None:
-            bound = np.sqrt(6.0 / (n_in + n_out))
-            W_values = np.asarray(rng.uniform(low=-bound, high=bound, size=(n_in, n_out)), dtype=floatX)
-            drawn = W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
+        drawn = W is None
+        if drawn:
+            # Zeros until the bound is known, which depends on the activation.
+            W_values = np.zeros((n_in, n_out), dtype=floatX)
+            W = pytensor.shared(W_values, name="W", borrow=True, shape=W_values.shape)
         if b is None:
             b_values = np.zeros((n_out,), dtype=floatX)
             b = pytensor.shared(b_values, name="b", borrow=True, shape=b_values.shape)
@@ -78,8 +81,11 @@ class HiddenLayer:
         self.b = b
         lin_output = pt.dot(input, self.W) + self.b
         self.output = lin_output if activation is None else activation(lin_output)
-        if drawn is not None and is_sigmoid(self.output, lin_output):
-            drawn.set_value(4 * W_values, borrow=True)
+        if drawn:
+            # Small enough to keep tanh in its linear part; the sigmoid's is four times as wide.
+            bound = weight_factor(activation, self.output, lin_output) * np.sqrt(6.0 / (n_in + n_out))
+            W_values = np.asarray(rng.uniform(low=-bound, high=bound, size=(n_in, n_out)), dtype=floatX)
+            self.W.set_value(W_values, borrow=True)
         self.params = [self.W, self.b]
 
 
@@ -137,12 +143,7 @@ def test_mlp(
     n_hidden=500,
     *,
     seed=1234,
-    save=None,
-    checkpoint=None,
-    resume=False,
-    log=None,
-    progress=False,
-    channel=None,
+    run=None,
 ):
     """Train a multilayer perceptron on MNIST.
 
@@ -164,18 +165,8 @@ def test_mlp(
         Hidden units.
     seed : int
         Seed of the generator that draws the initial weights.
-    save : path or None
-        ``.npz`` file for the best model.
-    checkpoint : path or None
-        ``.npz`` file that holds the complete state of the training after each validation.
-    resume : bool
-        Go on from ``checkpoint`` to the end an uninterrupted run has; if there is none yet, start anew.
-    log : path or None
-        ``.csv`` file that gets a line after each validation.
-    progress : bool
-        Show a progress bar on stderr.
-    channel : callable or None
-        Given each `Validation`; training ends after the one for which it returns ``'stop'``.
+    run : Run, optional
+        Options of the run: its files, its progress bar, and how it is stopped.
 
     Returns
     -------
@@ -184,9 +175,10 @@ def test_mlp(
     Raises
     ------
     ValueError
-        If an argument is out of range, ``batch_size`` larger than a split, or ``checkpoint`` of another run.
+        If an argument is out of range, ``batch_size`` is larger than a split, or the checkpoint belongs to
+        another run.
     OSError
-        If ``checkpoint`` or ``log`` exists though ``resume`` is False, or no file can be written there.
+        If a file of ``run`` exists that would be overwritten, or cannot be written.
     TrainingInterrupted, DivergenceError
         As `train_with_patience` raises them; what was reached is in their ``result``.
     """
@@ -197,12 +189,21 @@ def test_mlp(
     check_positive_int("batch_size", batch_size, 20)
     check_positive_int("n_hidden", n_hidden, 500)
     check_seed("seed", seed, 1234)
-    # All arguments, for they tell one run from another.
-    files = TrainingFiles("mlp", test_mlp, **locals())
+    run = (run or Run()).start(
+        "mlp",
+        dataset,
+        learning_rate=learning_rate,
+        L1_reg=L1_reg,
+        L2_reg=L2_reg,
+        n_epochs=n_epochs,
+        batch_size=batch_size,
+        n_hidden=n_hidden,
+        seed=seed,
+    )
 
     datasets = load_data(dataset)
     check_mnist(dataset, datasets)
-    files.check_data(datasets)
+    run.check_data(datasets)
     train_set_x, train_set_y = datasets[0]
     valid_set_x, valid_set_y = datasets[1]
     test_set_x, test_set_y = datasets[2]
@@ -218,21 +219,16 @@ def test_mlp(
     classifier = MLP(rng=rng, input=x, n_in=28 * 28, n_hidden=n_hidden, n_out=10)
     cost = classifier.negative_log_likelihood(y) + L1_reg * classifier.L1 + L2_reg * classifier.L2_sqr
 
+    batch = slice(index * batch_size, (index + 1) * batch_size)
     test_model = pytensor.function(
         inputs=[index],
         outputs=classifier.errors(y),
-        givens={
-            x: test_set_x[index * batch_size : (index + 1) * batch_size],
-            y: test_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: test_set_x[batch], y: test_set_y[batch]},
     )
     validate_model = pytensor.function(
         inputs=[index],
         outputs=classifier.errors(y),
-        givens={
-            x: valid_set_x[index * batch_size : (index + 1) * batch_size],
-            y: valid_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: valid_set_x[batch], y: valid_set_y[batch]},
     )
     gparams = [pytensor.grad(cost, param) for param in classifier.params]
     updates = [
@@ -243,10 +239,7 @@ def test_mlp(
         inputs=[index],
         outputs=cost,
         updates=updates,
-        givens={
-            x: train_set_x[index * batch_size : (index + 1) * batch_size],
-            y: train_set_y[index * batch_size : (index + 1) * batch_size],
-        },
+        givens={x: train_set_x[batch], y: train_set_y[batch]},
     )
 
     print("... training", file=stdout)
@@ -262,20 +255,33 @@ def test_mlp(
         parameters=named_parameters(
             hiddenLayer=classifier.hiddenLayer, logRegressionLayer=classifier.logRegressionLayer
         ),
-        files=files,
-        progress=progress,
-        channel=channel,
+        run=run,
     )
-    print(f"Optimization complete. {result.summary()}", file=stdout)
+    print(f"Optimization complete. {result.closing_line()}", file=stdout)
     print(f"The code for file mlp.py ran for {result.seconds / 60:.2f}m", file=stderr)
     return result
 
 
-experiment = experiment_of(test_mlp)
+def build_mlp(rng, x, batch_size, n_hidden=500):
+    """Build the network of a saved model; any ``batch_size`` will do."""
+    classifier = MLP(rng=rng, input=x, n_in=28 * 28, n_hidden=n_hidden, n_out=10)
+    return {"hiddenLayer": classifier.hiddenLayer, "logRegressionLayer": classifier.logRegressionLayer}
+
+
+page = Page(
+    test_mlp,
+    "A multilayer perceptron on MNIST",
+    names=("HiddenLayer", "MLP", "test_mlp"),
+    published={"validation error": 1.69, "test error": 1.65, "iteration": 2070000},
+    minibatches=(2500, 500, 500),
+    build=build_mlp,
+    units={"n_hidden": "hiddenLayer"},
+)
+experiment = page.experiment
 
 
 def _check_shape(name, param, shape):
-    """Compare static shapes: a given ``W`` may as well be an expression, whose value is not known yet."""
+    """Compare static shapes, because a given ``W`` may be an expression, whose value is not known yet."""
     known = param.type.shape
     if len(known) != len(shape) or any(n not in (None, m) for n, m in zip(known, shape, strict=True)):
         raise ValueError(
@@ -284,4 +290,4 @@ def _check_shape(name, param, shape):
 
 
 if __name__ == "__main__":
-    command_line.run(test_mlp, __doc__, PUBLISHED, minibatches=(2500, 500, 500))
+    command_line.run(page, __doc__)

@@ -36,7 +36,7 @@ def tile_raster_images(
     ----------
     X : numpy.ndarray or tuple of four
         Shape ``(images, ...)`` where each row holds ``rows * cols`` values. A tuple gives the channels red,
-        green, blue and alpha; None stands for a channel of zeros or, for alpha, for opaque.
+        green, blue and alpha; None means a channel of zeros or, for alpha, opaque.
     img_shape : tuple of int
         ``(rows, cols)`` of an image.
     tile_shape : tuple of int

@@ -4,8 +4,8 @@
     python -m docs.poolings run l2 stochastic    # of these only
     python -m docs.poolings                      # write the table from poolings.json
 
-A run keeps its checkpoint in ``build/poolings``, or ``--folder``; stopped with Ctrl-C, the same command goes
-on with it.
+A run keeps its checkpoint in ``build/poolings``, or ``--folder``; stopped with Ctrl-C, the same command
+continues it.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def train(name, folder):
     """Train one row to its end and keep its figures; return whether it got there."""
     _, arguments = RUNS[name]
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "deeplearning_tutorial.convolutional_mlp", "--n-epochs", str(N_EPOCHS)]
+    command = [sys.executable, "-m", "deeplearning_tutorial.lenet_poolings", "--n-epochs", str(N_EPOCHS)]
     command += [*arguments.split(), "--checkpoint", folder / f"{name}.npz", "--resume", "--json"]
     print(f"{name}: {' '.join(map(str, command[1:]))}", file=sys.stderr)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -85,7 +85,7 @@ def main():
     for name in (arguments.names or RUNS) if arguments.action else ():
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         if name not in known and not train(name, arguments.folder):
-            sys.exit(f"{name} did not reach its end; the same command goes on with it")
+            sys.exit(f"{name} did not reach its end; the same command continues it")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 

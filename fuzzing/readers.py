@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytensor
 
-from deeplearning_tutorial.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from deeplearning_tutorial.formats import IDX_FILES, read_pairs, read_splits
-from deeplearning_tutorial.image_sets import read_image_sets
-from deeplearning_tutorial.models import read_model
-from deeplearning_tutorial.parameters import ABOUT, json_array, load_parameters
-from deeplearning_tutorial.results import TrainingResult, Validation
+from deeplearning_tutorial.classify.models import read_model
+from deeplearning_tutorial.datasets.formats import IDX_FILES, read_pairs, read_splits
+from deeplearning_tutorial.datasets.image_sets import read_image_sets
+from deeplearning_tutorial.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from deeplearning_tutorial.training.parameters import METADATA, json_array, load_parameters
+from deeplearning_tutorial.training.results import TrainingResult, Validation
 
 # What the standard library and NumPy import while they read: later imports are somebody else's.
 for _name in ("encodings.cp437", "encodings.raw_unicode_escape", "tokenize", "unicodedata"):
@@ -274,7 +274,7 @@ SAVED = {
     "hiddenLayer.b": np.zeros(1, np.float32),
     "logRegressionLayer.W": np.ones((1, 10), np.float32),
     "logRegressionLayer.b": np.ones(10, np.float32),
-    ABOUT: json_array({"script": "mlp", "arguments": {"n_hidden": 1, "batch_size": 20}}),
+    METADATA: json_array({"script": "mlp", "arguments": {"n_hidden": 1, "batch_size": 20}}),
 }
 _MAGIC = [b"\0\0\x08\x03", b"\0\0\x08\x01"]
 

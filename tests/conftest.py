@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytensor
 import pytest
+from calling import with_run
 from machine import HAS
 
 import deeplearning_tutorial
-from deeplearning_tutorial import formats
-from deeplearning_tutorial.datasets import sample_path
+from deeplearning_tutorial.datasets import formats, sample_path
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import REGISTER_BYTES
-from deeplearning_tutorial.parameters import copy_parameters
+from deeplearning_tutorial.training.parameters import copy_parameters
 
 PACKAGE = Path(deeplearning_tutorial.__file__).parent
 NO_SKIPS = "DEEPLEARNING_TUTORIAL_NO_SKIPS" in os.environ
@@ -86,7 +86,7 @@ def record():
             contextlib.redirect_stderr(err),
         ):
             patch.setattr(module, "train_with_patience", watched_loop)
-            run.result = train(**arguments)
+            run.result = train(**with_run(arguments))
         run.stdout, run.stderr = out.getvalue(), err.getvalue()
         return run
 

@@ -9,7 +9,7 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from deeplearning_tutorial import download
+from deeplearning_tutorial.datasets import download
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 INITDB = next(

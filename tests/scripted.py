@@ -5,8 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from deeplearning_tutorial.experiments import experiment_of
-from deeplearning_tutorial.results import DivergenceError, TrainingResult, Validation
+from deeplearning_tutorial.training.page import Page
+from deeplearning_tutorial.training.results import DivergenceError, TrainingResult, Validation
 
 
 def train(
@@ -15,11 +15,9 @@ def train(
     sizes=(5, 7),
     kind="plain",
     *,
-    save=None,
     folder="",
     signalled=0,
-    progress=False,
-    channel=None,
+    run=None,
 ):
     """Train nothing; the validation error is the rate, and falls by a hundredth per epoch.
 
@@ -33,18 +31,14 @@ def train(
         Two sizes.
     kind : str
         ``plain``; others end in an error of this name.
-    save : path or None
-        Not used.
     folder : path
         Where a line is written for each run, if given. There runs wait for those of a second process; the
         fourth kills its process where there is a file ``kill``. With SCRIPTED_WAIT in the environment they
         last until they are interrupted.
     signalled : int
         Signal that the process gets within the first epoch.
-    progress : bool
-        Not used.
-    channel : callable or None
-        Given each validation.
+    run : Run, optional
+        Its channel is given each validation.
     """
     print("... training")
     if folder:
@@ -67,7 +61,7 @@ def train(
         result.history.append(Validation(epoch, 1, 10 * epoch, 0.0, error, error + 0.005))
         result.best_validation_error, result.test_error = error, error + 0.005
         result.best_iteration, result.epochs = 10 * epoch, epoch
-        if channel is not None and channel(result.history[-1]) == "stop":
+        if run is not None and run.channel is not None and run.channel(result.history[-1]) == "stop":
             break
     return result
 
@@ -85,4 +79,4 @@ def _join(folder, rate):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-experiment = experiment_of(train)
+page = Page(train, "A scripted training")

@@ -1,11 +1,13 @@
 import os
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from calling import with_run
 from numpy.lib.stride_tricks import sliding_window_view
 from pytensor.compile.mode import Mode
 from scipy.signal import convolve
@@ -13,7 +15,8 @@ from scipy.signal import convolve
 from deeplearning_tutorial import convolutional_mlp
 from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer, evaluate_lenet5
 from deeplearning_tutorial.datasets import sample_path
-from deeplearning_tutorial.parameters import load_parameters, named_parameters
+from deeplearning_tutorial.lenet_poolings import LeNetPoolingLayer
+from deeplearning_tutorial.training.parameters import load_parameters, named_parameters
 
 # Small graphs are evaluated Op by Op; the run on the sample compiles as a user's does.
 PLAIN = Mode(linker="py", optimizer=None)
@@ -174,18 +177,18 @@ def test_shapes_may_be_lists_and_ints_of_numpy():
     assert layer.output.type.shape == (4, 3, 3, 4)
 
 
+stochastic = partial(LeNetPoolingLayer, pooling="stochastic", training_step=pt.constant(3))
+
+
 @pytest.mark.parametrize("unknown", [(0,), (0, 1), (2, 3), (0, 1, 2, 3)])
-@pytest.mark.parametrize("pooling", ["max", "stochastic"])
-def test_lengths_of_the_images_may_be_unknown(unknown, pooling):
+@pytest.mark.parametrize("layer", [LeNetConvPoolLayer, stochastic], ids=["max", "stochastic"])
+def test_lengths_of_the_images_may_be_unknown(unknown, layer):
     known, hint = (
         tuple(None if axis in places else n for axis, n in enumerate(IMAGE_SHAPE)) for places in ((), unknown)
     )
     x = pt.tensor4("x", dtype="float64")
     outputs = [
-        LeNetConvPoolLayer(
-            np.random.RandomState(5), x, FILTER_SHAPE, shape, pooling=pooling, training_step=pt.constant(3)
-        ).output
-        for shape in (known, hint)
+        layer(np.random.RandomState(5), x, FILTER_SHAPE, shape).output for shape in (known, hint)
     ]
     assert outputs[1].type.shape[0] == hint[0]
     images = np.random.default_rng(6).normal(size=IMAGE_SHAPE)
@@ -197,15 +200,15 @@ def test_lengths_of_the_images_may_be_unknown(unknown, pooling):
     "arguments, message",
     [
         ({"image_shape": (500, 2, 24 / 2, 12)}, r"\(500, 2, 12.0, 12\) .* 24 / 2, is 24 // 2 in Python 3"),
-        ({"filter_shape": (3, None, 3, 5)}, r"filter_shape=\(3, None, 3, 5\) holds something else"),
+        ({"filter_shape": (3, None, 3, 5)}, r"filter_shape=\(3, None, 3, 5\) holds something other"),
         ({"image_shape": (None, 3, 9, 12)}, "takes 2 feature maps, .*has 3; make"),
         ({"image_shape": (None, 2, None, 4)}, r"has 4 cols, fewer than the 5 of"),
         ({"filter_shape": (3, 2, 3)}, r"filter_shape=\(3, 2, 3\) is not a tuple of 4 integers; use"),
-        ({"filter_shape": (3, 2, 0, 5)}, r"filter_shape=\(3, 2, 0, 5\) holds something else than positive"),
+        ({"filter_shape": (3, 2, 0, 5)}, r"filter_shape=\(3, 2, 0, 5\) holds something other than positive"),
         ({"image_shape": 28}, "image_shape=28 is not a tuple of 4 integers; use"),
-        ({"image_shape": (4, 2, 9.0, 12)}, r"image_shape=\(4, 2, 9.0, 12\) holds something else than"),
+        ({"image_shape": (4, 2, 9.0, 12)}, r"image_shape=\(4, 2, 9.0, 12\) holds something other than"),
         ({"poolsize": 2}, "poolsize=2 is not a tuple of 2 integers; use"),
-        ({"poolsize": (2, -2)}, r"poolsize=\(2, -2\) holds something else than positive"),
+        ({"poolsize": (2, -2)}, r"poolsize=\(2, -2\) holds something other than positive"),
         (
             {"image_shape": (4, 3, 9, 12)},
             r"filter_shape=\(3, 2, 3, 5\) takes 2 feature maps, image_shape=\(4, 3, 9, 12\) has 3; make",
@@ -234,17 +237,17 @@ def test_shapes_that_do_not_fit_are_refused_by_name(arguments, message):
         ({"nkerns": (20,)}, r"nkerns=\(20,\) is not a tuple of 2 integers; use e.g. nkerns=\(20, 50\)"),
         ({"nkerns": (20, 50, 60)}, r"nkerns=\(20, 50, 60\) is not"),
         ({"nkerns": 20}, "nkerns=20 is not"),
-        ({"nkerns": (20, 0)}, r"nkerns=\(20, 0\) holds something else than positive integers; use"),
+        ({"nkerns": (20, 0)}, r"nkerns=\(20, 0\) holds something other than positive integers; use"),
         ({"seed": -1}, "seed=-1 is not an integer from 0 to 4294967295; use"),
         ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
-        ({"resume": True}, "resume=True needs the file to go on from"),
+        ({"resume": True}, "resume=True needs the file to continue from"),
         ({"batch_size": 0}, "batch_size=0 is not a positive integer; use"),
         ({"save": "model.pt"}, "save='model.pt' does not end in .npz, .*; add the ending"),
     ],
 )
 def test_bad_arguments_are_refused_by_name_before_any_work(no_work, capsys, arguments, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_lenet5(**arguments)
+        evaluate_lenet5(**with_run(arguments))
     assert capsys.readouterr() == ("", "")
 
 

@@ -4,15 +4,15 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import Mode
 
-from deeplearning_tutorial import convolutional_mlp
-from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer, evaluate_lenet5
+from deeplearning_tutorial import lenet_poolings
+from deeplearning_tutorial.classify.feature_maps import feature_maps
+from deeplearning_tutorial.classify.models import model_of, read_model
+from deeplearning_tutorial.convolutional_mlp import LeNetConvPoolLayer
 from deeplearning_tutorial.datasets import sample_path
-from deeplearning_tutorial.feature_maps import feature_maps
-from deeplearning_tutorial.lenet_poolings import POOLINGS
-from deeplearning_tutorial.models import model_of, read_model
-from deeplearning_tutorial.nnet import local_contrast_normalisation, local_response_normalisation
+from deeplearning_tutorial.lenet_poolings import POOLINGS, LeNetPoolingLayer, train_lenet_poolings
+from deeplearning_tutorial.nnet import local_contrast_normalisation, local_response_normalisation, relu
 from deeplearning_tutorial.nnet.conv import Conv2d
-from deeplearning_tutorial.parameters import named_parameters
+from deeplearning_tutorial.training.parameters import named_parameters
 
 PLAIN = Mode(linker="py", optimizer=None)
 FILTER_SHAPE, IMAGE_SHAPE = (3, 2, 3, 4), (2, 2, 9, 11)
@@ -41,7 +41,7 @@ def windows(maps, size, stride):
 
 def layer_and_values(**options):
     x = pt.tensor4("x")
-    layer = LeNetConvPoolLayer(np.random.RandomState(5), x, FILTER_SHAPE, IMAGE_SHAPE, (2, 3), **options)
+    layer = LeNetPoolingLayer(np.random.RandomState(5), x, FILTER_SHAPE, IMAGE_SHAPE, (2, 3), **options)
     layer.b.set_value(np.array([0.3, -0.2, 0.1]))
     value = np.random.default_rng(6).normal(size=IMAGE_SHAPE)
     return layer, pytensor.function([x], [layer.maps, layer.output], mode=PLAIN)(value)
@@ -52,7 +52,7 @@ def layer_and_values(**options):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_the_layer_pools_its_activated_and_normalised_maps(in_float64, pooling, stride, normalisation):
     layer, (maps, output) = layer_and_values(
-        pooling=pooling, stride=stride, normalisation=normalisation, activation="relu"
+        pooling=pooling, stride=stride, normalisation=normalisation, activation=relu
     )
     pooled = windows(np.maximum(maps, 0) if pooling == "stochastic" else maps, (2, 3), stride or (2, 3))
     assert layer.output.type.shape == output.shape == pooled.shape[:4]
@@ -84,13 +84,13 @@ def test_a_penalty_lowers_the_responses_before_bias_and_tanh(in_float64):
 
 def test_in_training_each_step_samples_anew_and_in_testing_nothing_is_sampled(in_float64):
     x, step = pt.tensor4("x"), pt.lscalar()
-    layer = LeNetConvPoolLayer(
+    layer = LeNetPoolingLayer(
         np.random.RandomState(5),
         x,
         FILTER_SHAPE,
         IMAGE_SHAPE,
         pooling="stochastic",
-        activation="relu",
+        activation=relu,
         training_step=step,
     )
     outputs = [layer.maps, layer.output, layer.test_output]
@@ -105,8 +105,21 @@ def test_in_training_each_step_samples_anew_and_in_testing_nothing_is_sampled(in
     assert (of_window == first[..., np.newaxis]).any(axis=-1).all()
 
 
+def test_without_choices_the_layer_is_the_tutorials(in_float64):
+    x = pt.tensor4("x")
+    layers = [
+        kind(np.random.RandomState(5), x, FILTER_SHAPE, IMAGE_SHAPE, (2, 3))
+        for kind in (LeNetPoolingLayer, LeNetConvPoolLayer)
+    ]
+    for ours, tutorials in zip(*(layer.params for layer in layers), strict=True):
+        np.testing.assert_array_equal(ours.get_value(), tutorials.get_value())
+    value = np.random.default_rng(6).normal(size=IMAGE_SHAPE)
+    outputs = pytensor.function([x], [layer.output for layer in layers], mode=PLAIN)(value)
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_without_choices_the_pooling_precedes_bias_and_tanh():
-    layer = LeNetConvPoolLayer(np.random.RandomState(5), pt.tensor4("x"), FILTER_SHAPE, IMAGE_SHAPE)
+    layer = LeNetPoolingLayer(np.random.RandomState(5), pt.tensor4("x"), FILTER_SHAPE, IMAGE_SHAPE)
     tanh = layer.output.owner
     pooled = tanh.inputs[0].owner.inputs[0].owner
     assert str(tanh.op.scalar_op) == "tanh" and isinstance(pooled.inputs[0].owner.op, Conv2d)
@@ -116,9 +129,9 @@ def test_without_choices_the_pooling_precedes_bias_and_tanh():
     "arguments, message",
     [
         ({"pooling": "mean"}, "pooling='mean' is unknown; use one of 'max', 'average'"),
-        ({"activation": None}, "activation=None is unknown; use one of 'tanh'"),
+        ({"activation": None}, "activation=None is not a function; use"),
         ({"normalisation": "batch"}, "normalisation='batch' is unknown; use one of 'contrast', 'response'"),
-        ({"pool_strides": (2, 0)}, r"pool_strides=\(2, 0\) holds something else than positive"),
+        ({"pool_strides": (2, 0)}, r"pool_strides=\(2, 0\) holds something other than positive"),
         ({"pool_sizes": (25, 2)}, r"pool_sizes=\(25, 2\) .* do not fit: .* layer 0 leave 24 rows of 28"),
         ({"pool_strides": (2, 3)}, r"pool_strides=\(2, 3\) .* windows of layer 1, 2x2, would leave gaps"),
         ({"pool_sizes": (3, 5), "pool_strides": (3, 5)}, "layer 1 leave 4 rows of 8, too few for windows"),
@@ -127,13 +140,13 @@ def test_without_choices_the_pooling_precedes_bias_and_tanh():
 )
 def test_what_does_not_fit_is_refused_before_any_work(no_work, capsys, arguments, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_lenet5(**arguments)
+        train_lenet_poolings(**arguments)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_stride_that_is_no_pair_is_refused():
     with pytest.raises(ValueError, match="stride=2 is not a tuple of 2 integers"):
-        LeNetConvPoolLayer(np.random.RandomState(5), pt.tensor4("x"), FILTER_SHAPE, IMAGE_SHAPE, stride=2)
+        LeNetPoolingLayer(np.random.RandomState(5), pt.tensor4("x"), FILTER_SHAPE, IMAGE_SHAPE, stride=2)
 
 
 SMALL = {"nkerns": (2, 3), "batch_size": 25, "learning_rate": 0.1}
@@ -151,16 +164,16 @@ def digits(tmp_path_factory):
 def test_a_run_that_samples_goes_on_with_the_same_samples_and_its_model_predicts_without(
     record, digits, sample, tmp_path
 ):
-    choices = {"pooling": "stochastic", "activation": "relu", "pool_sizes": (3, 2)}
+    choices = {"pooling": "stochastic", "activation": relu, "pool_sizes": (3, 2)}
     options = {"dataset": digits} | choices | SMALL
     with pytensor.config.change_flags(mode="FAST_COMPILE"):
         whole = record(
-            convolutional_mlp, evaluate_lenet5, n_epochs=2, save=tmp_path / "m.npz", **options
+            lenet_poolings, train_lenet_poolings, n_epochs=2, save=tmp_path / "m.npz", **options
         )
         checkpoint = tmp_path / "c.npz"
-        record(convolutional_mlp, evaluate_lenet5, n_epochs=1, checkpoint=checkpoint, **options)
+        record(lenet_poolings, train_lenet_poolings, n_epochs=1, checkpoint=checkpoint, **options)
         resumed = record(
-            convolutional_mlp, evaluate_lenet5, n_epochs=2, checkpoint=checkpoint, resume=True, **options
+            lenet_poolings, train_lenet_poolings, n_epochs=2, checkpoint=checkpoint, resume=True, **options
         )
         assert resumed.costs == whole.costs[6:]
         model = read_model(tmp_path / "m.npz")
@@ -175,8 +188,8 @@ def parameters_of_deformation():
     x = pt.matrix("x", shape=(1, 784))
     options = {"pooling": "deformation"}
     rng, images = np.random.RandomState(1), x.reshape((1, 1, 28, 28))
-    layer0 = LeNetConvPoolLayer(rng, images, (2, 1, 5, 5), (1, 1, 28, 28), **options)
-    layer1 = LeNetConvPoolLayer(rng, layer0.output, (3, 2, 5, 5), (1, 2, 12, 12), **options)
+    layer0 = LeNetPoolingLayer(rng, images, (2, 1, 5, 5), (1, 1, 28, 28), **options)
+    layer1 = LeNetPoolingLayer(rng, layer0.output, (3, 2, 5, 5), (1, 2, 12, 12), **options)
     found = {name: p.get_value() for name, p in named_parameters(layer0=layer0, layer1=layer1).items()}
     return found | {
         "layer2.W": np.ones((48, 4)),

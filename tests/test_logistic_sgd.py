@@ -5,6 +5,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from calling import with_run
 from pytensor.compile.mode import Mode
 
 from deeplearning_tutorial import logistic_sgd
@@ -140,19 +141,19 @@ def test_sizes_that_are_no_positive_integers_are_refused_by_name(name, sizes):
         ({"batch_size": -600}, "batch_size=-600 is not a positive integer; use"),
         ({"batch_size": None}, "batch_size=None is not"),
         ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
-        ({"resume": True}, "resume=True needs the file to go on from"),
+        ({"resume": True}, "resume=True needs the file to continue from"),
         ({"save": "model.pkl"}, "save='model.pkl' does not end in .npz, .*; add the ending"),
     ],
 )
 def test_bad_arguments_are_refused_by_name_before_any_work(no_work, capsys, arguments, message):
     with pytest.raises(ValueError, match=message):
-        sgd_optimization_mnist(**arguments)
+        sgd_optimization_mnist(**with_run(arguments))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_minibatch_larger_than_a_split_is_refused_before_compiling(no_compiling):
     with pytest.raises(ValueError, match="batch_size=1001 is larger than the validation set of 1000"):
-        sgd_optimization_mnist(batch_size=1001, dataset=sample_path(), save=None)
+        sgd_optimization_mnist(batch_size=1001, dataset=sample_path())
 
 
 def test_every_step_of_an_epoch_is_that_of_plain_numpy(run, reference):

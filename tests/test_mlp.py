@@ -6,6 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from calling import with_run
 from pytensor.compile.mode import Mode
 from pytensor.tensor.elemwise import Elemwise
 
@@ -210,7 +211,7 @@ def test_the_two_norms_are_those_of_both_weight_matrices_and_of_no_bias():
         ({"n_epochs": -1}, "n_epochs=-1 is not a positive integer; use"),
         ({"seed": -1}, "seed=-1 is not an integer from 0 to 4294967295; use"),
         ({"checkpoint": "c"}, "checkpoint='c' does not end in .npz"),
-        ({"resume": True}, "resume=True needs the file to go on from"),
+        ({"resume": True}, "resume=True needs the file to continue from"),
         ({"batch_size": 0}, "batch_size=0 is not a positive integer; use"),
         ({"batch_size": 20.0}, "batch_size=20.0 is not"),
         ({"n_hidden": 0}, "n_hidden=0 is not a positive integer; use"),
@@ -220,7 +221,7 @@ def test_the_two_norms_are_those_of_both_weight_matrices_and_of_no_bias():
 )
 def test_bad_arguments_are_refused_by_name_before_any_work(no_work, capsys, arguments, message):
     with pytest.raises(ValueError, match=message):
-        mlp.test_mlp(**arguments)
+        mlp.test_mlp(**with_run(arguments))
     assert capsys.readouterr() == ("", "")
 
 

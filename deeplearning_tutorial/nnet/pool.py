@@ -453,7 +453,7 @@ def _pair(name, value):
         raise ValueError(f"{name}={value!r} is not a pair; use e.g. {name}=(2, 2)")
     symbolic = [_is_symbolic_int(n) for n in value]
     if not all(is_symbolic or is_integer(n) for n, is_symbolic in zip(value, symbolic, strict=True)):
-        raise TypeError(f"{name}={value!r} holds something else than integers; use e.g. {name}=(2, 2){note}")
+        raise TypeError(f"{name}={value!r} holds something other than integers; use e.g. {name}=(2, 2){note}")
     if any(symbolic):
         return pt.stack([pt.cast(n, "int64") for n in value])
     return tuple(int(n) for n in value)

@@ -75,7 +75,7 @@ def conv2d_transpose(
         )
     check_sizes("output_shape", output_shape, [n for n in output_shape if is_integer(n)])
     if note := division_note(output_shape):
-        raise ValueError(f"output_shape={output_shape!r} holds something else than integers{note}")
+        raise ValueError(f"output_shape={output_shape!r} holds something other than integers{note}")
     input, filters = conv2d_inputs(input, filters, None, filter_shape)
     op = conv2d_op(
         filters, border_mode, input_dilation, filter_flip, filter_dilation, num_groups, "input_dilation"

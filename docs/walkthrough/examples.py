@@ -16,11 +16,11 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 
-from deeplearning_tutorial import LeNetConvPoolLayer, LogisticRegression, formats
-from deeplearning_tutorial.datasets import sample_path
-from deeplearning_tutorial.early_stopping import train_with_patience
-from deeplearning_tutorial.lenet5 import architecture_of
+from deeplearning_tutorial import LeNetConvPoolLayer, LogisticRegression
+from deeplearning_tutorial.datasets import formats, sample_path
+from deeplearning_tutorial.lenet5 import LeNet5
 from deeplearning_tutorial.nnet import conv2d, pool_2d
+from deeplearning_tutorial.training.early_stopping import train_with_patience
 
 LENET_OUTPUT = Path(__file__).parents[1] / "convolutional_mlp.txt"
 PLAIN = Mode(linker="py", optimizer=None)
@@ -152,7 +152,7 @@ def lenet5():
 
     Its softmax is not the paper's: that has RBF units without a bias, and trains no parameter of them.
     """
-    *layers, output = architecture_of({"pooling": "1998", "connection": "1998"}).layers()
+    *layers, output = LeNet5(pooling="1998", connection="1998").layers()
     rows = [
         Layer(
             layer.name,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplearning_tutorial.lenet5_layers import connections_1998
+from deeplearning_tutorial.lenet5 import connections_1998
 from docs.walkthrough import examples
 
 FOLDER = Path(__file__).parent

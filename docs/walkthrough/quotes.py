@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 
 from deeplearning_tutorial import evaluate_lenet5, sgd_optimization_mnist, test_mlp
-from deeplearning_tutorial.lenet5_layers import connections_1998
+from deeplearning_tutorial.lenet5 import connections_1998
 from docs.walkthrough import examples
 
 

@@ -5,7 +5,6 @@ A call of a kernel returns a status, and frees what the kernel allocated: no exc
 
 import ctypes
 import os
-import sys
 from functools import cache, partial
 
 import llvmlite.binding
@@ -39,21 +38,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_threads_to_parent)
 
 
-def _retain_freed_memory():
-    """Let glibc's malloc retain freed memory, unless the user's environment says how it should work.
-
-    A training step frees its arrays and the next one allocates as many. Returned to the system in between,
-    they cost a page fault for every 4 KiB: a tenth of LeNet's step, most of a pooling's time on large maps.
-    """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)  # otherwise each block above 32 MiB is mapped alone, and returned when freed
-        mallopt(m_trim_threshold, 1 << 30)
-
-
 def start_threads():
     """Start Numba's threads, unless they have been started.
 
@@ -62,8 +46,6 @@ def start_threads():
     """
     global _threads_started
     numba.get_num_threads()
-    if not _threads_started:
-        _retain_freed_memory()
     _threads_started = True
 
 

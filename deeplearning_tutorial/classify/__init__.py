@@ -1,0 +1,1 @@
+"""Read saved models and pictures of digits, and classify them."""

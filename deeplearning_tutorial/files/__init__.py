@@ -1,0 +1,1 @@
+"""Read untrusted files, write files all or nothing, and print without ever raising."""

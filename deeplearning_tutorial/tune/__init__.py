@@ -1,0 +1,1 @@
+"""Tune a page's parameters: a study runs many trials."""
