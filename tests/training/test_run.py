@@ -26,7 +26,7 @@ def trained(run, n_iterations=4):
 def test_the_options_are_those_that_are_documented_once():
     parameters = inspect.signature(Run).parameters
     assert OPTIONS == set(parameters)
-    assert all(f"    {name} : " in Run.__doc__ for name in parameters)
+    assert all(f"\n{name} : " in inspect.getdoc(Run) for name in parameters)
 
 
 def test_a_run_without_options_and_without_a_start_keeps_no_files(tmp_path, monkeypatch):
