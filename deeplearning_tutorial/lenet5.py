@@ -21,6 +21,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.datasets import check_mnist
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.files.streams import stderr, stdout
 from deeplearning_tutorial.layers.activations import ACTIVATIONS, activation_name, check_activation
 from deeplearning_tutorial.layers.convolution import Convolution
@@ -51,8 +52,8 @@ from deeplearning_tutorial.training.page import Page
 from deeplearning_tutorial.training.parameters import named_parameters
 from deeplearning_tutorial.training.run import Run
 
-MNIST_SIDE, PADDING, N_CLASSES = 28, 2, 10
-IMAGE_SIDE = MNIST_SIDE + 2 * PADDING
+PADDING, N_CLASSES = 2, 10
+INPUT_SIDE = IMAGE_SIDE + 2 * PADDING
 CONNECTIONS = ("full", "1998")
 
 
@@ -125,7 +126,7 @@ class LeNet5:
         ValueError
             If a layer does not fit the one below.
         """
-        layers = [LayerSummary("input", (1, IMAGE_SIDE, IMAGE_SIDE))]
+        layers = [LayerSummary("input", (1, INPUT_SIDE, INPUT_SIDE))]
         layers.append(self._convolution("C1", 0, layers[-1]))
         layers.append(self._subsampling("S2", 0, layers[-1]))
         n_connected = int(connections_1998().sum()) if self.connection == "1998" else None
@@ -187,8 +188,8 @@ class LeNet5:
         activation = self.activation
         shapes = {layer.name: (batch_size, *layer.shape) for layer in self.layers()}
         filters = self.parameter_shapes()
-        inside = slice(PADDING, PADDING + MNIST_SIDE)
-        images = x.reshape((batch_size, 1, MNIST_SIDE, MNIST_SIDE))
+        inside = slice(PADDING, PADDING + IMAGE_SIDE)
+        images = x.reshape((batch_size, 1, IMAGE_SIDE, IMAGE_SIDE))
         output = pt.zeros(shapes["input"], dtype=x.dtype)[:, :, inside, inside].set(images)
         built, below = {}, "input"
         for convolution, subsampling, size, stride in zip(

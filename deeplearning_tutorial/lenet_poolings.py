@@ -13,6 +13,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from deeplearning_tutorial.datasets import check_mnist
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.files.streams import stderr, stdout
 from deeplearning_tutorial.layers.activations import ACTIVATIONS, activation_name, check_activation
 from deeplearning_tutorial.layers.shapes import check_conv_pool_shapes
@@ -198,7 +199,8 @@ def build_lenet(
     dict of str to object
         `LeNetPoolingLayer` "layer0" and "layer1", `HiddenLayer` "layer2", `LogisticRegression` "layer3".
     """
-    output, maps, side, layers = x.reshape((batch_size, 1, 28, 28)), 1, 28, {}
+    output = x.reshape((batch_size, 1, IMAGE_SIDE, IMAGE_SIDE))
+    maps, side, layers = 1, IMAGE_SIDE, {}
     sides = pooled_sides(pool_sizes, pool_strides)
     for index, (filters, size, stride, pooled) in enumerate(
         zip(nkerns, pool_sizes, pool_strides, sides, strict=True)
@@ -403,7 +405,7 @@ def pooled_sides(pool_sizes, pool_strides):
     """
     check_positive_ints("pool_sizes", pool_sizes, 2, (2, 2))
     check_positive_ints("pool_strides", pool_strides, 2, (2, 2))
-    sides, side = [], 28
+    sides, side = [], IMAGE_SIDE
     for layer, (size, stride) in enumerate(zip(pool_sizes, pool_strides, strict=True)):
         check_no_gaps("pool_strides", tuple(pool_strides), stride, f"the windows of layer {layer}", size)
         convolved = side - 5 + 1

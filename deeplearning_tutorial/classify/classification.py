@@ -10,6 +10,7 @@ from deeplearning_tutorial.classify.models import N_CLASSES, read_model
 from deeplearning_tutorial.classify.pictures import read_picture
 from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data
 from deeplearning_tutorial.datasets.digits import as_text
+from deeplearning_tutorial.datasets.formats import N_PIXELS
 from deeplearning_tutorial.files.streams import command, stderr, stdout
 
 # Predictions with a lower probability are marked as unsure.
@@ -118,7 +119,7 @@ def classify(model, pictures):
         except (OSError, ValueError) as error:
             found.append(Recognition(path, error=error))
     images = [each.image for each in found if each.error is None]
-    probabilities = iter(model.probabilities(np.reshape(images, (-1, 784))))
+    probabilities = iter(model.probabilities(np.reshape(images, (-1, N_PIXELS))))
     return [each if each.error else Recognition(each.path, each.image, next(probabilities)) for each in found]
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import ndimage
 
 from deeplearning_tutorial.classify.paper import FAINT, SeveralDigitsError, find_digit
-from deeplearning_tutorial.datasets.digits import SIZE, require_pillow
+from deeplearning_tutorial.datasets.digits import require_pillow
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.files.bounded import open_file, read_up_to
 
 # Common formats that Pillow decodes itself; EPS, for example, would start Ghostscript.
@@ -185,9 +186,9 @@ def _to_mnist_form(Image, ink):
     image = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     digit = np.asarray(image, np.float64)
     digit = digit / digit.max()
-    placed = np.zeros((SIZE, SIZE), np.uint8)
+    placed = np.zeros((IMAGE_SIDE, IMAGE_SIDE), np.uint8)
     top, left = (
-        min(max(round(CENTRE - centre), 0), SIZE - n)
+        min(max(round(CENTRE - centre), 0), IMAGE_SIDE - n)
         for centre, n in zip(ndimage.center_of_mass(digit), digit.shape, strict=True)
     )
     placed[top : top + height, left : left + width] = np.round(255 * digit)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.files.atomic import write_atomically
 
-SIZE = 28
 _ENLARGED = 20
 _SHADES = " .:-=+*#%@"
 
@@ -36,7 +36,7 @@ def as_text(image):
     str
         28 lines.
     """
-    levels = np.ceil(np.reshape(image, (SIZE, SIZE)) * (len(_SHADES) - 1)).astype(int)
+    levels = np.ceil(np.reshape(image, (IMAGE_SIDE, IMAGE_SIDE)) * (len(_SHADES) - 1)).astype(int)
     return "\n".join("".join(2 * _SHADES[level] for level in row).rstrip() for row in levels)
 
 
@@ -58,7 +58,7 @@ def write_picture(path, image):
         If Pillow is not installed.
     """
     Image = require_pillow()
-    picture = (np.reshape(image, (SIZE, SIZE)) * 255).astype(np.uint8)
+    picture = (np.reshape(image, (IMAGE_SIDE, IMAGE_SIDE)) * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(picture.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)).save(file, "PNG")
     write_atomically(Path(path), file.getvalue())

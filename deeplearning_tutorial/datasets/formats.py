@@ -32,9 +32,10 @@ _SUBFOLDERS = ("", "raw", "MNIST/raw")
 
 # Five times MNIST as a float32 pickle: enough for float64 and for protocol 0, but not for a bomb.
 MAX_BYTES = 1 << 30
-N_PIXELS = 28 * 28
+IMAGE_SIDE = 28
+N_PIXELS = IMAGE_SIDE**2
 # Shapes of images that are not flat, with or without a channel axis.
-_IMAGE_SHAPES = ((28, 28), (1, 28, 28), (28, 28, 1))
+_IMAGE_SHAPES = ((IMAGE_SIDE, IMAGE_SIDE), (1, IMAGE_SIDE, IMAGE_SIDE), (IMAGE_SIDE, IMAGE_SIDE, 1))
 MAX_IMAGES = MAX_BYTES // (4 * N_PIXELS)
 N_VALID = 10_000
 

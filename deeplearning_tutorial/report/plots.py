@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.utils import scale_to_unit_interval, tile_raster_images
 
 _DPI = 120
@@ -153,7 +154,7 @@ def wrong_digits(images, labels, predicted, confidence):
         axes.set_axis_off()
     digits = zip(panels, images, labels, predicted, confidence, strict=False)
     for axes, image, label, digit, probability in digits:
-        axes.imshow(image.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(image.reshape(IMAGE_SIDE, IMAGE_SIDE), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("0.8")
         axes.set_title(f"{label} classified as {digit}\n{100 * probability:.1f} % sure", fontsize=8)

@@ -18,6 +18,7 @@ from deeplearning_tutorial.classify.feature_maps import feature_maps
 from deeplearning_tutorial.classify.models import model_of
 from deeplearning_tutorial.datasets import MNIST, check_mnist, load_data, sample_path
 from deeplearning_tutorial.datasets.fingerprint import data_fingerprint
+from deeplearning_tutorial.datasets.formats import IMAGE_SIDE
 from deeplearning_tutorial.files.atomic import write_atomically
 from deeplearning_tutorial.files.bounded import cut
 from deeplearning_tutorial.files.streams import command, stderr, stdout
@@ -153,7 +154,7 @@ def _weights(model):
     else:
         what, images = (
             "the weights of each unit of the first layer as an image",
-            W.T.reshape(-1, 28, 28),
+            W.T.reshape(-1, IMAGE_SIDE, IMAGE_SIDE),
         )
     alt = f"{len(images)} grey squares: {what}."
     caption = f"{name}, {len(images)} tiles: {what}. In each, black is the lowest weight, white the highest."
@@ -171,7 +172,7 @@ def _feature_map_sections(model, test, x, digit):
     pictures = [
         Picture(
             "digit",
-            plots.tiles(image.reshape(1, 28, 28), scale_each=False),
+            plots.tiles(image.reshape(1, IMAGE_SIDE, IMAGE_SIDE), scale_each=False),
             f"A digit of the test set: a {label}.",
             f"Test digit {digit}, 28x28 pixels, white on black.",
         )
