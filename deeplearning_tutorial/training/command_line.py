@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import inspect
 import io
 import json
 import math
@@ -20,11 +19,11 @@ from deeplearning_tutorial.files import streams
 from deeplearning_tutorial.files.streams import stderr, stdout
 from deeplearning_tutorial.training.interrupts import treat_sigterm_alike
 from deeplearning_tutorial.training.memory import retain_freed_memory
+from deeplearning_tutorial.training.page import NO_DEFAULT
 from deeplearning_tutorial.training.run import Run
 
 # The default first.
 MODES = ("NUMBA", "JAX", "PYTORCH", "FAST_RUN")
-NO_DEFAULT = inspect.Parameter.empty
 # As a shell reports a program that Ctrl-C has ended.
 INTERRUPTED = 130
 
@@ -103,11 +102,10 @@ def _parser(page, description):
 
 def _complete(parser, page, arguments):
     """Add the data set to the arguments, a dict; end the process if a required one is missing."""
-    parameters = parameters_of(page.train)
-    missing = [name for name in required(parameters) if name not in arguments]
+    missing = [name for name in page.required if name not in arguments]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
-    if "dataset" not in arguments and takes_mnist(parameters):
+    if "dataset" not in arguments and takes_mnist(page):
         arguments["dataset"] = mnist_or_sample()
 
 
@@ -128,16 +126,7 @@ def _as_json(page, arguments, result, interrupted):
     return json.dumps(report | figures, default=str)
 
 
-def parameters_of(function):
-    """Return the defaults of a function's parameters by name; without one, ``NO_DEFAULT``.
-
-    Those of a training function become flags, but not ``run``.
-    """
-    parameters = inspect.signature(function).parameters
-    return {name: parameter.default for name, parameter in parameters.items() if name != "run"}
-
-
-def add_parameters(parser, page, without=()):
+def add_parameters(parser, page):
     """Add a flag for each parameter of a page's training function, described as its docstring has it.
 
     Parameters
@@ -146,13 +135,9 @@ def add_parameters(parser, page, without=()):
         Its namespace holds only what was given, so that the defaults stay in the function alone.
     page : Page
         As `run` takes it.
-    without : collection of str
-        Parameters that get no flag.
     """
     descriptions = _descriptions(page.train)
-    for name, default in parameters_of(page.train).items():
-        if name in without:
-            continue
+    for name, default in page.parameters.items():
         if default is NO_DEFAULT:
             # Whether it is there is checked later: a summary does without.
             parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=descriptions.get(name, ""))
@@ -303,14 +288,9 @@ def _set_threads(threads):
     threadpool_limits(threads)
 
 
-def required(parameters):
-    """List the parameters that have no default, of those that `parameters_of` gives."""
-    return [name for name, default in parameters.items() if default is NO_DEFAULT]
-
-
-def takes_mnist(parameters):
-    """Tell whether a training function's data is MNIST where none is given."""
-    return parameters.get("dataset") == datasets.MNIST
+def takes_mnist(page):
+    """Tell whether a page's data is MNIST where none is given."""
+    return page.parameters.get("dataset") == datasets.MNIST
 
 
 def mnist_or_sample():

@@ -13,6 +13,7 @@
         command_line.run(page, __doc__)
 """
 
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from pathlib import Path
 
 import deeplearning_tutorial
 from deeplearning_tutorial.training.run import OPTIONS, Run
+
+NO_DEFAULT = inspect.Parameter.empty
+"""Stands for the default of a parameter that has none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,17 @@ class Page:
         """The page's name, such as ``"mlp"``, also where it runs as a script."""
         return Path(self.train.__code__.co_filename).stem
 
+    @property
+    def parameters(self):
+        """The defaults of the training function's parameters by name, without ``run``; or `NO_DEFAULT`."""
+        parameters = inspect.signature(self.train).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name != "run"}
+
+    @property
+    def required(self):
+        """Names of the parameters that have no default."""
+        return [name for name, default in self.parameters.items() if default is NO_DEFAULT]
+
     def experiment(self, state, channel):
         """Train as an experiment scheduler calls it.
 
@@ -101,9 +116,7 @@ class Page:
         ValueError, OSError, TrainingInterrupted, DivergenceError
             As the training function raises them.
         """
-        code = self.train.__code__
-        names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {"run"}
-        arguments = {name: getattr(state, name) for name in names if hasattr(state, name)}
+        arguments = {name: getattr(state, name) for name in self.parameters if hasattr(state, name)}
         options = {"save": self.save} | {
             name: getattr(state, name) for name in OPTIONS - {"channel"} if hasattr(state, name)
         }

@@ -76,10 +76,10 @@ def _run(argv):
         parser.parse_args(argv)
         parser.error("the script comes first")
     module, page = _load(argv[0])
-    parameters = command_line.parameters_of(page.train)
     parser = _parser()
     tune_options = vars(parser.parse_args(argv[:1]))
-    if clashes := sorted(parameters.keys() & (tune_options.keys() | {"help", "floatX", "mode", "threads"})):
+    reserved = tune_options.keys() | {"help", "floatX", "mode", "threads"}
+    if clashes := sorted(page.parameters.keys() & reserved):
         raise ValueError(f"{argv[0]} has a parameter {clashes[0]}, which is an option of tune; rename it")
     command_line.add_parameters(parser.add_argument_group(f"of {argv[0]}"), page)
     command_line.add_configuration(parser)
@@ -95,14 +95,14 @@ def _run(argv):
 
     threads_given = "threads" in arguments
     command_line.configure(arguments)
-    defaults = _defaults(page, parameters)
+    defaults = _defaults(page)
     space = merge(
         {} if options.space is None else read_space(options.space, defaults),
         parse_searches(options.search, defaults),
     )
     if not space:
         raise ValueError("nothing is searched; use e.g. --search learning_rate=log:0.01:0.5")
-    fixed = _fixed(page, parameters, arguments, space)
+    fixed = _fixed(page, arguments, space)
     settings = {
         "script": {"name": module},
         "search": {name: str(domain) for name, domain in space.items()},
@@ -211,17 +211,17 @@ def _load(script):
     )
 
 
-def _defaults(page, parameters):
+def _defaults(page):
     """Return the parameters that can be searched, with their defaults as on the command line."""
-    unsearched = {"dataset", *command_line.required(parameters)}
+    unsearched = {"dataset", *page.required}
     return {
         name: command_line.name_of(default, page.by_name.get(name))
-        for name, default in parameters.items()
+        for name, default in page.parameters.items()
         if name not in unsearched
     }
 
 
-def _fixed(page, parameters, given, space):
+def _fixed(page, given, space):
     """Return the arguments of every trial: given flags, the data set, and tuples that are partly searched."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     for name in space:
@@ -229,11 +229,11 @@ def _fixed(page, parameters, given, space):
         if not dot and name in given:
             raise ValueError(f"{name} is both searched and given; remove one of them")
         if dot:
-            given.setdefault(parameter, parameters[parameter])
-    if missing := [name for name in command_line.required(parameters) if name not in given]:
+            given.setdefault(parameter, page.parameters[parameter])
+    if missing := [name for name in page.required if name not in given]:
         raise ValueError(f"the script needs {' and '.join(missing)}; give it after the script's name")
-    default = parameters.get("dataset")
-    if "dataset" not in given and command_line.takes_mnist(parameters):
+    default = page.parameters.get("dataset")
+    if "dataset" not in given and command_line.takes_mnist(page):
         given["dataset"] = str(command_line.mnist_or_sample())
     elif isinstance(default, (str, Path)) and os.path.isfile(default):
         # The study identifies a file by its content. Only the script knows what any other default means.
@@ -304,8 +304,7 @@ def _report(options, module, page, study):
     if is_complete:
         best = study.trials[rows[0]["trial"]]
         arguments = best.user_attrs["arguments"] | results.configuration_of(study)
-        required = command_line.required(command_line.parameters_of(page.train))
-        repeat = results.command_of(module, arguments, required)
+        repeat = results.command_of(module, arguments, page.required)
         print(f"\nTo repeat the best trial:\n  {repeat}", file=stdout)
     for path in pictures:
         print(path, file=stderr)
