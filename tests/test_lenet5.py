@@ -237,3 +237,18 @@ def test_images_are_padded_by_two_zeros_all_around():
 def test_a_network_that_does_not_fit_says_which_layer_and_what_to_change(arguments, message):
     with pytest.raises(ValueError, match=message):
         LeNet5(**arguments)
+
+
+def test_the_table_of_1998_is_the_papers():
+    # Row by row as printed in table I: the columns with a cross.
+    crosses = [
+        [0, 4, 5, 6, 9, 10, 11, 12, 14, 15],
+        [0, 1, 5, 6, 7, 10, 11, 12, 13, 15],
+        [0, 1, 2, 6, 7, 8, 11, 13, 14, 15],
+        [1, 2, 3, 6, 7, 8, 9, 12, 14, 15],
+        [2, 3, 4, 7, 8, 9, 10, 12, 13, 15],
+        [3, 4, 5, 8, 9, 10, 11, 13, 14, 15],
+    ]
+    table = connections_1998()
+    assert table.shape == (6, 16) and [np.flatnonzero(row).tolist() for row in table] == crosses
+    assert table.sum() == 60 and table.sum(axis=0).tolist() == [3] * 6 + [4] * 9 + [6]

@@ -3,6 +3,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import Mode
+from small_convolutions import windows
 
 from deeplearning_tutorial import lenet_poolings
 from deeplearning_tutorial.classify.feature_maps import feature_maps
@@ -31,12 +32,6 @@ IN_NUMPY = {
 def in_float64():
     with pytensor.config.change_flags(floatX="float64"):
         yield
-
-
-def windows(maps, size, stride):
-    view = np.lib.stride_tricks.sliding_window_view(maps, size, axis=(2, 3))
-    view = view[:, :, :: stride[0], :: stride[1]]
-    return view.reshape(*view.shape[:4], -1)
 
 
 def layer_and_values(**options):
