@@ -213,12 +213,7 @@ def _load(script):
 
 def _defaults(page):
     """Return the parameters that can be searched, with their defaults as on the command line."""
-    unsearched = {"dataset", *page.required}
-    return {
-        name: command_line.name_of(default, page.by_name.get(name))
-        for name, default in page.parameters.items()
-        if name not in unsearched
-    }
+    return {name: default for name, default in page.defaults.items() if name != "dataset"}
 
 
 def _fixed(page, given, space):
