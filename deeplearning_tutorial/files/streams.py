@@ -1,8 +1,8 @@
 """Standard output and error that never raise: text that cannot be written is dropped.
 
-Either may be missing (pythonw, a service, ``2>&-``, ``del sys.stderr``), closed, full, a pipe without a
-reader, a terminal that has hung up, or an object that the caller put there. `stdout` and `stderr` look up the
-stream of that name in `sys` at each write::
+Either may be missing (pythonw, a service, ``2>&-``), closed, full, a pipe without a reader, a terminal that
+has hung up, or an object that the caller put there. `stdout` and `stderr` look up the stream of that name in
+`sys` at each write::
 
     print("... training", file=stdout)
 """
@@ -29,13 +29,8 @@ class _Standard:
         self.name = name
         self.error = None
 
-    @property
-    def stream(self):
-        """The stream itself; None if it is missing."""
-        return getattr(sys, self.name, None)
-
     def _call(self, method, *arguments):
-        stream = self.stream
+        stream = getattr(sys, self.name)
         if stream is None:
             return None
         try:
@@ -61,17 +56,17 @@ class _Standard:
     def isatty(self):
         """Whether it is a terminal; False if the stream cannot tell."""
         with suppress(Exception):
-            return bool(self.stream.isatty())
+            return bool(getattr(sys, self.name).isatty())
         return False
 
     def fileno(self):
         """Return the stream's descriptor, which progress bars need for the width; raise if there is none."""
-        return self.stream.fileno()
+        return getattr(sys, self.name).fileno()
 
     @property
     def encoding(self):
         """The stream's encoding, or ASCII if it has none."""
-        return getattr(self.stream, "encoding", None) or "ascii"
+        return getattr(getattr(sys, self.name), "encoding", None) or "ascii"
 
 
 stdout, stderr = _Standard("stdout"), _Standard("stderr")
@@ -81,7 +76,7 @@ stdout, stderr = _Standard("stdout"), _Standard("stderr")
 def past_bars():
     """Hide progress bars, this package's and the caller's, while text is printed on a terminal."""
     if stderr.isatty():
-        with tqdm.external_write_mode(file=stderr), tqdm.external_write_mode(file=stdout.stream):
+        with tqdm.external_write_mode(file=stderr), tqdm.external_write_mode(file=sys.stdout):
             yield
     else:
         yield
@@ -108,7 +103,7 @@ def prepare():
 
 
 def _redirect_broken_streams():
-    for stream in (stdout.stream, stderr.stream):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:

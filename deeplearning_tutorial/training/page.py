@@ -95,6 +95,7 @@ class Page:
         names = {
             name: next(each for each, value in values.items() if value is given[name])
             for name, values in self.by_name.items()
+            if name in given
         }
         return given | names
 
