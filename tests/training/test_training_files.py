@@ -266,7 +266,7 @@ def test_where_the_working_directory_was_removed_absolute_files_are_written(fold
             TrainingFiles("mlp", **{each: names[each]})
 
 
-def test_training_goes_on_where_a_folder_is_removed_or_becomes_inaccessible(
+def test_training_continues_if_a_folder_is_removed_or_becomes_inaccessible(
     folder, parameters, monkeypatch, capsys
 ):
     Path("here").mkdir()
