@@ -304,12 +304,18 @@ def _drawing(values, ink, strong, lines, reach_at_border):
 
 
 def _beside(box, other):
-    """Whether two pieces of ink are side by side and of similar height, unlike parts of one digit."""
+    """Whether two pieces are beside or above each other and of similar height, unlike parts of one digit."""
     (rows, cols), (other_rows, other_cols) = box, other
     heights = sorted((rows.stop - rows.start, other_rows.stop - other_rows.start))
-    apart = cols.start >= other_cols.stop or other_cols.start >= cols.stop
-    in_line = rows.start < other_rows.stop and other_rows.start < rows.stop
-    return apart and in_line and heights[0] >= 0.7 * heights[1]
+    beside = _gap(cols, other_cols) >= 0 and _gap(rows, other_rows) < 0
+    # Strokes of one digit that do not meet are closer.
+    above = _gap(rows, other_rows) >= 0.15 * heights[1] and _gap(cols, other_cols) < 0
+    return (beside or above) and heights[0] >= 0.7 * heights[1]
+
+
+def _gap(part, other):
+    """Return the distance between two slices; negative if they overlap."""
+    return max(part.start, other.start) - min(part.stop, other.stop)
 
 
 def _border(values):

@@ -35,6 +35,8 @@ _MAX_SIDE = 30_000
 # That many pixels with transparency, uncompressed.
 _MAX_BYTES = 4 * _MAX_PIXELS
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Ancillary chunks of a PNG that change how it looks: transparency, and a camera's orientation.
+_NEEDED_CHUNKS = (b"tRNS", b"eXIf")
 
 
 class _TooLarge(Exception):
@@ -109,11 +111,16 @@ def _read_grey_images(Image, file):
     """Return the picture as arrays of greys from 0 to 1: one, or two if it has transparent parts."""
     from PIL import ImageOps
 
-    image = Image.open(_without_damaged_ancillary_chunks(file), formats=FORMATS)
-    _check_size(image)
-    image.draft("L", (WORKING_SIZE, WORKING_SIZE))
-    # Decode the pixels outside the `suppress` below, which is for errors in metadata.
-    image.load()
+    try:
+        image = _decode(Image, file)
+    except (_TooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise
+    # Pillow may raise anything for metadata that it does not understand.
+    except Exception:
+        pixels = _without_metadata(file)
+        if pixels is None:
+            raise
+        image = _decode(Image, pixels)
     # Pillow may raise anything for damaged metadata, and the picture can be used without it.
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
@@ -132,6 +139,14 @@ def _read_grey_images(Image, file):
     return [np.asarray(image, np.float64) / 255 for image in images]
 
 
+def _decode(Image, file):
+    image = Image.open(file, formats=FORMATS)
+    _check_size(image)
+    image.draft("L", (WORKING_SIZE, WORKING_SIZE))
+    image.load()
+    return image
+
+
 def _check_size(image):
     """Raise `_TooLarge` if decoding the picture would take too much time or memory."""
     pixels = image.width * image.height
@@ -142,15 +157,12 @@ def _check_size(image):
         raise _TooLarge(f"{image.width}x{image.height} pixels, at most {_MAX_SIDE} per side are read")
 
 
-def _without_damaged_ancillary_chunks(file):
-    """Return a PNG without ancillary chunks whose checksum is wrong.
-
-    Files in other formats are returned unchanged.
-    """
-    signature = file.read(len(_PNG))
+def _without_metadata(file):
+    """Return a PNG without its metadata, except what changes how it looks; None for other formats."""
     file.seek(0)
-    if signature != _PNG:
-        return file
+    if file.read(len(_PNG)) != _PNG:
+        return None
+    file.seek(0)
     data = bytes(read_up_to(file, _MAX_BYTES + 1))
     if len(data) > _MAX_BYTES:
         raise _TooLarge(f"more than {_MAX_BYTES} bytes")
@@ -160,7 +172,8 @@ def _without_damaged_ancillary_chunks(file):
         chunk = data[at : at + 12 + length]
         # The case of a chunk's first letter says whether the pixels need it (PNG, section 5.4).
         critical = not chunk[4:5].islower()
-        if critical or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]:
+        undamaged = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if critical or (undamaged and chunk[4:8] in _NEEDED_CHUNKS):
             chunks.append(chunk)
         at += len(chunk)
     return io.BytesIO(b"".join(chunks))

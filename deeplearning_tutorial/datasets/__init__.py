@@ -68,14 +68,18 @@ def sample_path():
 
 def _mnist_in(folder):
     """Find MNIST under its other names: return ``folder`` for the IDX files, its ``mnist.npz``, or None."""
-    found, missing = formats.find_idx(folder)
+    found, missing = [], formats.IDX_FILES
+    try:
+        found, missing = formats.find_idx(folder)
+    except OSError as error:
+        print(f"Skipping {error.filename or folder}: {error.strerror or error}", file=stderr)
     others = [copies[0] for copies in found if not any(map(formats.is_idx, copies))]
     if not missing and not others:
         return folder
     if not missing:
         print(f"Skipping {folder}: {others[0].name} is not an IDX file", file=stderr)
     npz = folder / "mnist.npz"
-    return npz if npz.is_file() else None
+    return npz if os.path.isfile(npz) else None
 
 
 def _folder_lines(folders):

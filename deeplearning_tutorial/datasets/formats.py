@@ -8,6 +8,7 @@ and targets.
 
 import gzip
 import math
+import stat
 import zlib
 from contextlib import contextmanager
 
@@ -97,11 +98,22 @@ def find_idx(folder):
         The copies of each file that exists, in the order of `IDX_FILES`; compressed copies come first.
     missing : list of str
         Names of the files that do not exist.
+
+    Raises
+    ------
+    OSError
+        If a subfolder cannot be read, and the others lack a file.
     """
-    layouts = [_copies_in(folder / subfolder) for subfolder in _SUBFOLDERS]
-    # Never mix files of two data sets.
-    copies = max(layouts, key=lambda copies: sum(map(bool, copies)))
+    copies, errors = [[] for _ in IDX_FILES], []
+    for subfolder in _SUBFOLDERS:
+        try:
+            # Never mix files of two data sets.
+            copies = max(copies, _copies_in(folder / subfolder), key=lambda copies: sum(map(bool, copies)))
+        except OSError as error:
+            errors.append(error)
     missing = [name for name, paths in zip(IDX_FILES, copies, strict=True) if not paths]
+    if missing and errors:
+        raise errors[0]
     return [paths for paths in copies if paths], missing
 
 
@@ -111,8 +123,16 @@ def _copies_in(folder):
         spellings = name, name.replace("-idx", ".idx")
         paths = [folder / f"{each}{suffix}" for suffix in (".gz", "") for each in spellings]
         paths += [folder / each / each for each in spellings]
-        copies.append([path for path in paths if path.is_file()])
+        copies.append([path for path in paths if _is_file(path)])
     return copies
+
+
+def _is_file(path):
+    """Like `Path.is_file`, which raises PermissionError only until Python 3.13."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_idx(path):

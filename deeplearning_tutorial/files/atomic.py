@@ -21,8 +21,18 @@ _NAME_BYTES = 32
 _CANNOT_REPLACE = {errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS}
 
 
+def real_path(path):
+    """Return ``path`` without links, or as it is if it is relative and the working directory is gone."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:
+        return os.fspath(path)
+
+
 def _resolve(path):
-    target = Path(os.path.realpath(path))
+    target = Path(real_path(path))
+    if not target.is_absolute():
+        raise FileNotFoundError(errno.ENOENT, "the working directory is gone", str(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return target

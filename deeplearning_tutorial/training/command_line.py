@@ -19,7 +19,6 @@ from deeplearning_tutorial.files import streams
 from deeplearning_tutorial.files.streams import stderr, stdout
 from deeplearning_tutorial.training.interrupts import treat_sigterm_alike
 from deeplearning_tutorial.training.memory import retain_freed_memory
-from deeplearning_tutorial.training.page import NO_DEFAULT
 from deeplearning_tutorial.training.run import Run
 
 # The default first.
@@ -136,13 +135,13 @@ def add_parameters(parser, page):
     page : Page
         As `run` takes it.
     """
-    descriptions = _descriptions(page.train)
-    for name, default in page.parameters.items():
-        if default is NO_DEFAULT:
+    descriptions, defaults = _descriptions(page.train), page.defaults
+    for name in page.parameters:
+        if name not in defaults:
             # Whether it is there is checked later: a summary does without.
             parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=descriptions.get(name, ""))
         else:
-            metavar = "PATH" if name == "dataset" else None
+            default, metavar = defaults[name], "PATH" if name == "dataset" else None
             _add_flag(parser, name, default, descriptions, argparse.SUPPRESS, metavar, page.by_name.get(name))
 
 
@@ -162,7 +161,7 @@ def _descriptions(documented):
 
 def _add_flag(parser, name, default, descriptions, unless_given, metavar=None, values=None):
     """Add the flag of a parameter; ``values`` are what it takes by name."""
-    text = _written(name_of(default, values))
+    text = _written(default)
     if isinstance(default, bool):
         kind = {"action": "store_true"}
     elif values:
@@ -181,11 +180,6 @@ def _add_flag(parser, name, default, descriptions, unless_given, metavar=None, v
         help=f"{descriptions.get(name, '')} (default: {text.replace('%', '%%')})".lstrip(),
         **kind,
     )
-
-
-def name_of(value, values):
-    """Return the name of ``value`` in the dict ``values``; ``value`` itself without that."""
-    return next(name for name, each in values.items() if each is value) if values else value
 
 
 def _add_output(parser):

@@ -89,6 +89,17 @@ class Page:
         return {name: parameter.default for name, parameter in parameters.items() if name != "run"}
 
     @property
+    def defaults(self):
+        """The defaults by name, as flags and files have them: those of ``by_name`` are names."""
+        given = {name: default for name, default in self.parameters.items() if default is not NO_DEFAULT}
+        names = {
+            name: next(each for each, value in values.items() if value is given[name])
+            for name, values in self.by_name.items()
+            if name in given
+        }
+        return given | names
+
+    @property
     def required(self):
         """Names of the parameters that have no default."""
         return [name for name, default in self.parameters.items() if default is NO_DEFAULT]

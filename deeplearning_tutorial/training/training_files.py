@@ -11,7 +11,7 @@ from pytensor.compile.mode import get_default_mode, get_mode
 from tqdm import tqdm
 
 from deeplearning_tutorial.datasets.fingerprint import data_fingerprint
-from deeplearning_tutorial.files.atomic import remove_stale_parts
+from deeplearning_tutorial.files.atomic import real_path, remove_stale_parts
 from deeplearning_tutorial.files.bounded import cut, short_repr
 from deeplearning_tutorial.files.streams import stderr
 from deeplearning_tutorial.training.checkpoint import (
@@ -163,7 +163,8 @@ class TrainingFiles:
         sentences = []
         if self._saved_iteration:
             sentences.append(f"The best model is in {self._save}.")
-        if self._checkpoint is not None and self._checkpoint.exists():
+        # Not `Path.exists`, which raises if the folder cannot be accessed any more.
+        if self._checkpoint is not None and os.path.exists(self._checkpoint):
             sentences.append(f"The checkpoint is {self._checkpoint}; resume to continue from there.")
         return " ".join(sentences)
 
@@ -173,7 +174,7 @@ class TrainingFiles:
         for i, (name, path) in enumerate(given):
             for other, other_path in given[:i]:
                 # Links to one file are one file.
-                if os.path.realpath(path) == os.path.realpath(other_path):
+                if real_path(path) == real_path(other_path):
                     raise ValueError(f"{other} and {name} are both {str(path)!r}; give two names")
         if resume and self._checkpoint is None:
             raise ValueError("resume=True needs the file to continue from; give checkpoint as well")
@@ -187,6 +188,10 @@ class TrainingFiles:
             return
         resumed = read_checkpoint(path)
         here, there = self.arguments, resumed.arguments
+        if here.keys() - there.keys():
+            # It was written before these arguments existed.
+            defaults = _defaults_of(script)
+            there = {name: defaults[name] for name in here.keys() & defaults.keys()} | there
         if resumed.script != script:
             there, here = {"script": resumed.script}, {"script": script}
         differences = [
@@ -265,6 +270,15 @@ def as_json(value):
     if isinstance(value, tuple | list):
         return [as_json(each) for each in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _defaults_of(script):
+    """Return the defaults of a page of this package; of other scripts none are known."""
+    # Imported here, because pages import this module.
+    from deeplearning_tutorial.training.page import find_pages
+
+    page = find_pages().get(script)
+    return {} if page is None else as_json(page.defaults)
 
 
 def _csv(rows):

@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numba
@@ -48,6 +48,7 @@ from deeplearning_tutorial.tune.storage import open_storage, open_study, require
 from deeplearning_tutorial.tune.worker import PRUNERS, Worker, counted_trials, make_pruner
 
 _THREADS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_ERRORS = (ValueError, OSError, ImportError)
 # Seconds between checks of the workers.
 _POLL = 0.1
 
@@ -62,8 +63,8 @@ def main(argv=None):
             return _run(argv)
         except optuna.exceptions.OptunaError as error:
             raise OSError(f"the storage failed: {error.__cause__ or error}") from error
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{type(error).__name__}: {error}", file=stderr)
+    except _ERRORS as error:
+        _print_error(error)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command continues from here", file=stderr)
@@ -213,12 +214,7 @@ def _load(script):
 
 def _defaults(page):
     """Return the parameters that can be searched, with their defaults as on the command line."""
-    unsearched = {"dataset", *page.required}
-    return {
-        name: command_line.name_of(default, page.by_name.get(name))
-        for name, default in page.parameters.items()
-        if name not in unsearched
-    }
+    return {name: default for name, default in page.defaults.items() if name != "dataset"}
 
 
 def _fixed(page, given, space):
@@ -295,10 +291,14 @@ def _run_workers(argv, n_workers, threads_given):
 
 
 def _report(options, module, page, study):
-    rows = results.rows_of(study)
+    rows, pictures, errors = results.rows_of(study), [], []
+    # Files first, because lines may be lost; and none keeps the others from being written.
     if options.csv is not None:
-        results.write_csv(Path(options.csv), rows)
-    pictures = [] if options.plots is None else results.write_plots(options.plots, study)
+        with _collected(errors):
+            results.write_csv(Path(options.csv), rows)
+    if options.plots is not None:
+        with _collected(errors):
+            pictures = results.write_plots(options.plots, study)
     print(results.table(rows), file=stdout)
     is_complete = bool(rows) and rows[0]["state"] == "complete"
     if is_complete:
@@ -308,6 +308,20 @@ def _report(options, module, page, study):
         print(f"\nTo repeat the best trial:\n  {repeat}", file=stdout)
     for path in pictures:
         print(path, file=stderr)
+    for error in errors:
+        _print_error(error)
     n_finished = sum(row["state"] not in ("running", "waiting") for row in rows)
-    return 0 if options.show or (n_finished >= options.n_trials and is_complete) else 1
+    is_done = options.show or (n_finished >= options.n_trials and is_complete)
+    return 0 if is_done and not errors else 1
 
+
+@contextmanager
+def _collected(errors):
+    try:
+        yield
+    except _ERRORS as error:
+        errors.append(error)
+
+
+def _print_error(error):
+    print(f"{type(error).__name__}: {error}", file=stderr)

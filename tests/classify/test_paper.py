@@ -78,6 +78,22 @@ def test_two_digits_side_by_side_in_shadow_are_counted():
         find_digit(values * np.where(np.arange(180) > 100, 0.7, 1))
 
 
+@pytest.mark.parametrize("margin", [10, 20])
+def test_two_digits_above_each_other_are_counted(margin):
+    with pytest.raises(SeveralDigitsError, match="2"):
+        find_digit(np.vstack([seven(margin), seven(margin)]))
+
+
+def test_strokes_of_one_digit_that_do_not_meet_are_one_digit():
+    """An eight of two rings, and a five whose bar hovers above it."""
+    rows, cols = np.mgrid[:200, :200]
+    rings = [abs(np.hypot(rows - centre, cols - 100) - 28) < 6 for centre in (62, 138)]
+    bar = (abs(rows - 20) < 6) & (abs(cols - 100) < 40)
+    for pieces in (rings, [bar, abs(np.hypot(rows - 120, cols - 100) - 50) < 8]):
+        ink = find_digit(np.where(np.any(pieces, axis=0), 0.1, 0.95))
+        assert ((ink > 0.5) == np.any(pieces, axis=0)).mean() > 0.98
+
+
 def test_blank_paper_gives_none():
     rng = np.random.default_rng(3)
     for values in (np.full((50, 60), 0.7), np.where(np.arange(60) > 30, 0.6, 0.9) * np.ones((50, 1))):

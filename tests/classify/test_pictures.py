@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from deeplearning_tutorial.classify.pictures import read_picture
 
@@ -215,6 +215,34 @@ def test_several_digits_are_rejected_with_their_number(tmp_path):
 def test_a_picture_with_bad_exif_data_is_read(read, format):
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\xff\xff\xff\xff\xff\xff"
     assert difference(read(seven(), f"p.{format}", exif=exif), read(seven())) < 0.1
+
+
+KINDS = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"pHYs", b"sRGB", b"tIME"]
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"a\0", b"a\0\0bcd", b"a\0\1bcd"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_png_with_metadata_that_cannot_be_understood_is_read(tmp_path, kind, content):
+    file = io.BytesIO()
+    seven().save(file, "PNG")
+    whole, path = file.getvalue(), tmp_path / "p.png"
+    path.write_bytes(whole)
+    expected = read_picture(path)
+    sums = struct.pack(">I", zlib.crc32(kind + content))
+    path.write_bytes(whole[:33] + struct.pack(">I", len(content)) + kind + content + sums + whole[33:])
+    np.testing.assert_array_equal(read_picture(path), expected)
+
+
+def test_a_png_with_bad_metadata_keeps_its_orientation_and_transparency(tmp_path, read):
+    image, file = seven().convert("RGBA"), io.BytesIO()
+    image.putalpha(ImageOps.invert(seven().convert("L")))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    whole = file.getvalue()
+    bad = struct.pack(">I", 3) + b"tEXta\0b" + b"\1\2\3\4"
+    (tmp_path / "p.png").write_bytes(whole[:33] + bad + whole[33:])
+    assert difference(256 * read_picture(tmp_path / "p.png"), read(seven()).ravel()) < 0.1
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"iCCP", b"eXIf", b"gAMA", b"tRNS"])

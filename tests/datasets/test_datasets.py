@@ -13,7 +13,14 @@ from machine import MNIST
 from PIL import Image
 
 from deeplearning_tutorial import convolutional_mlp, datasets, lenet5, logistic_sgd, mlp
-from deeplearning_tutorial.datasets import DatasetNotFoundError, download, load_data, locate, sample_path
+from deeplearning_tutorial.datasets import (
+    DatasetNotFoundError,
+    download,
+    formats,
+    load_data,
+    locate,
+    sample_path,
+)
 from deeplearning_tutorial.datasets.__main__ import main
 from deeplearning_tutorial.datasets.fingerprint import MNIST_FINGERPRINT, data_fingerprint
 from deeplearning_tutorial.datasets.formats import IDX_FILES
@@ -264,6 +271,27 @@ def test_an_unreadable_folder_is_skipped_with_a_note(places, monkeypatch, capsys
     assert datasets.locate(name) == path
     notes = [f"Skipping {folder}: {reason}" for folder in (places.here, places.named)]
     assert capsys.readouterr().err.splitlines() == notes
+
+
+@pytest.mark.parametrize("other", [write_idx, lambda folder: write_npz(folder / "mnist.npz")])
+def test_an_unreadable_subfolder_hides_neither_what_lies_beside_it_nor_other_folders(
+    places, monkeypatch, capsys, other
+):
+    stat, locked = Path.stat, places.named / "MNIST"
+
+    def unreadable(path, **options):
+        if locked in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", unreadable)
+    write_idx(places.own)
+    assert datasets.locate("mnist.pkl.gz") == places.own
+    assert f"Skipping {locked}" in capsys.readouterr().err
+    with pytest.raises(PermissionError, match="MNIST"):
+        formats.read_splits(places.named)
+    other(places.named)
+    assert datasets.locate("mnist.pkl.gz") in (places.named, places.named / "mnist.npz")
 
 
 def test_mnist_is_found_from_a_working_directory_that_was_removed(places, tmp_path, monkeypatch):

@@ -105,6 +105,16 @@ def test_a_link_stays_and_its_target_is_written(content):
     assert Path("link.npz").is_symlink() and Path("to-link.npz").is_symlink()
 
 
+def test_where_the_working_directory_was_removed_a_relative_path_is_named(folder):
+    (folder / "gone").mkdir()
+    os.chdir("gone")
+    (folder / "gone").rmdir()
+    with pytest.raises(FileNotFoundError, match="the working directory is gone: 'c.npz'"):
+        write_atomically(Path("c.npz"), b"new")
+    write_atomically(folder / "c.npz", b"new")
+    assert (folder / "c.npz").read_bytes() == b"new"
+
+
 def test_stale_parts_of_a_links_target_are_removed():
     Path("elsewhere").mkdir()
     Path("link.npz").symlink_to("elsewhere/c.npz")

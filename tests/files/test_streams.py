@@ -15,6 +15,7 @@ import deeplearning_tutorial
 from deeplearning_tutorial.files.streams import finish, prepare, stderr, stdout
 from deeplearning_tutorial.training.checkpoint import read_checkpoint
 from deeplearning_tutorial.training.early_stopping import train_with_patience
+from deeplearning_tutorial.training.results import TrainingInterrupted
 from deeplearning_tutorial.training.run import Run
 
 N_EPOCHS = 3
@@ -224,11 +225,15 @@ def odd_stream(request):
     return request.param()
 
 
-def run(folder, progress=True):
+def add_one(W):
+    W.set_value(W.get_value() + 1)
+
+
+def run(folder, progress=True, update=add_one):
     W = pytensor.shared(np.zeros(2), name="W")
 
     def train_model(index):
-        W.set_value(W.get_value() + 1)
+        update(W)
         return 0.25
 
     return train_with_patience(
@@ -257,6 +262,21 @@ def test_training_writes_its_files_whatever_replaces_a_stream(tmp_path, capsys, 
     # print(file=None) would write to stdout; text for stderr must never go there.
     assert out.splitlines() == ([] if "stdout" in which else LINES)
     assert ("100%" in err) == ("stderr" not in which)
+
+
+def test_ctrl_c_in_a_callers_process_ends_with_files_and_result_whatever_replaces_its_streams(
+    tmp_path, ctrl_c, odd_stream
+):
+    def add_one_and_interrupt(W):
+        add_one(W)
+        if W.get_value()[0] == 4:
+            ctrl_c()
+
+    with contextlib.redirect_stdout(odd_stream), contextlib.redirect_stderr(odd_stream):
+        with pytest.raises(TrainingInterrupted, match="Interrupted after iteration 4.") as caught:
+            run(tmp_path, update=add_one_and_interrupt)
+    assert len(caught.value.result.history) == 2
+    check_files(tmp_path, iteration=4)
 
 
 def test_threads_train_with_broken_streams(tmp_path, monkeypatch):

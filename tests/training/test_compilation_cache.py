@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 import deeplearning_tutorial
 from deeplearning_tutorial.training import compilation_cache
+from deeplearning_tutorial.training.checkpoint import read_checkpoint
 
 SOURCE = """
 import numba
@@ -106,12 +108,15 @@ print(pytensor.config.base_compiledir)
 """
 
 
-def compile_in(folder, module="deeplearning_tutorial.mlp", command=(), **more):
+def environment(cache):
     root = str(Path(deeplearning_tutorial.__file__).parents[1])
-    flags = f"base_compiledir={folder},cxx="
+    return os.environ | {"PYTHONPATH": root, "PYTENSOR_FLAGS": f"base_compiledir={cache},cxx="}
+
+
+def compile_in(folder, module="deeplearning_tutorial.mlp", command=(), **more):
     return subprocess.run(
         [*command, sys.executable, "-W", "error", "-c", PROGRAM.format(module=module)],
-        env=os.environ | {"PYTHONPATH": root, "PYTENSOR_FLAGS": flags} | more,
+        env=environment(folder) | more,
         capture_output=True,
         text=True,
         timeout=300,
@@ -143,6 +148,68 @@ def test_where_the_cache_cannot_grow_the_message_names_the_folder_and_the_remedy
     [told] = ended.stderr.splitlines()
     assert f"the compilation cache {tmp_path / 'cache' / 'numba'} could not be written (File too" in told
     assert "PYTENSOR_FLAGS=base_compiledir=" in told
+
+
+TRAINING = """
+import deeplearning_tutorial.mlp
+import numpy as np, pytensor, pytensor.tensor as pt
+from deeplearning_tutorial.training.early_stopping import train_with_patience
+from deeplearning_tutorial.training.run import Run
+
+W, index = pytensor.shared(np.zeros(2), name="W"), pt.lscalar()
+train_model = pytensor.function([index], W.sum(), updates={W: W + 1}, mode="NUMBA", on_unused_input="ignore")
+run = Run("m.npz", "c.npz", log="log.csv").start("train")
+sizes = 2, 1, 1, 2, 100
+train_with_patience(train_model, lambda index: 0.5, lambda index: 0.25, *sizes, {"W": W}, run=run)
+"""
+
+
+def train_in(cache, folder, command=()):
+    """Train with a compiled function in a process of its own; check that it ends with its files."""
+    folder.mkdir()
+    ended = subprocess.run(
+        [*command, sys.executable, "-W", "error", "-c", TRAINING],
+        cwd=folder,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    checkpoint = read_checkpoint(folder / "c.npz")
+    assert checkpoint.iteration == 4 and checkpoint.parameters["W"].tolist() == [4, 4]
+    assert (folder / "m.npz").exists() and len((folder / "log.csv").read_text().splitlines()) == 3
+    return ended.stderr
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A compilation cache that holds all that a training needs."""
+    cache = tmp_path_factory.mktemp("compiled") / "cache"
+    train_in(cache, cache.with_name("training"))
+    assert any(cache.rglob("*.nbi")) and any(cache.rglob("*.nbc"))
+    return cache
+
+
+@pytest.mark.parametrize("damage", [empty, cut, zeroed, text, Path.unlink])
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_training_with_a_damaged_cache_ends_with_its_files(compiled, tmp_path, ending, damage):
+    cache = shutil.copytree(compiled, tmp_path / "cache")
+    for path in cache.rglob(f"*.{ending}"):
+        damage(path)
+    warned = train_in(cache, tmp_path / "first")
+    assert warned.count("WARNING") == (damage is not Path.unlink)
+    assert train_in(cache, tmp_path / "second") == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_training_with_a_full_or_missing_cache_ends_with_its_files(compiled, tmp_path):
+    # The training's own files take less.
+    limit = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash"]
+    assert "could not be written (File too large)" in train_in(tmp_path / "new", tmp_path / "full", limit)
+    (tmp_path / "file").touch()
+    warned = train_in(tmp_path / "file" / "cache", tmp_path / "missing")
+    assert "could not be created (Not a directory)" in warned
 
 
 def test_where_there_is_no_temporary_folder_either_the_error_says_what_to_do(tmp_path, monkeypatch):

@@ -35,6 +35,15 @@ def test_a_page_declares_itself_once(name):
     assert pickle.loads(pickle.dumps(PAGES[name].experiment)) == page.experiment
 
 
+def test_defaults_are_those_of_flags_and_files():
+    def train(images, rate=0.1, sizes=(5, 7), activation=min, *, run=None):
+        pass
+
+    page = Page(train, "", by_name={"activation": {"max": max, "min": min}})
+    assert page.defaults == {"rate": 0.1, "sizes": (5, 7), "activation": "min"}
+    assert page.required == ["images"]
+
+
 def test_the_states_attributes_are_the_arguments_and_others_are_left_alone():
     def train(learning_rate=0.1, dataset="mnist.pkl.gz", n_epochs=200, *, seed=1, run=None):
         ignored = learning_rate

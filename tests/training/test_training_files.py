@@ -125,7 +125,8 @@ def test_resuming_restores_the_state(killed, parameters, capsys):
     [
         ({"learning_rate": 0.2}, "learning_rate is 0.1 there and 0.2 here. Give the same arguments, or"),
         ({"seed": 8, "nkerns": (2, 4)}, "nkerns is [2, 3] there and [2, 4] here; seed is 7 there and 8 here"),
-        ({"n_hidden": 8}, "n_hidden is None there and 8 here"),
+        ({"n_hidden": 8}, "n_hidden is 500 there and 8 here"),
+        ({"n_layers": 8}, "n_layers is None there and 8 here"),
         ({"script": "lenet", "seed": 8}, "another run: script is 'mlp' there and 'lenet' here. Give"),
         ({"n_epochs": 1}, "n_epochs=1, but checkpoint='c.npz' has reached epoch 2; use n_epochs=2 or more"),
     ],
@@ -136,6 +137,17 @@ def test_resuming_with_other_arguments_names_each_with_both_values(killed, chang
         resume(**changes)
     assert told in str(caught.value)
     assert {path: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_an_argument_that_a_checkpoint_lacks_had_its_pages_default(parameters):
+    resume("lenet5", resume=False).write(result_after(2), 8, 20, parameters)
+    added = {"n_hidden": 84, "pool_sizes": (2, 2), "connection": "full", "activation": "tanh"}
+    assert resume("lenet5", **added).resumed.iteration == 8
+    with pytest.raises(ValueError, match="another run: activation is 'tanh' there and 'relu' here. Give"):
+        resume("lenet5", **added | {"activation": "relu"})
+    # What the checkpoint holds is not a default.
+    with pytest.raises(ValueError, match="another run: seed is 7 there and 23455 here. Give"):
+        resume("lenet5", **added | {"seed": 23455})
 
 
 def test_another_precision_or_back_end_is_another_run(killed):
@@ -237,6 +249,42 @@ def test_files_that_links_name_are_written_there_and_are_one_file(parameters):
     assert resume().resumed.iteration == 4
     with pytest.raises(ValueError, match="save and checkpoint are both 'elsewhere/m.npz'; give two names"):
         TrainingFiles("mlp", save="m.npz", checkpoint="elsewhere/m.npz")
+
+
+def test_where_the_working_directory_was_removed_absolute_files_are_written(folder, parameters, capsys):
+    Path("here").mkdir()
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir(folder / "gone")
+    names = {"save": "m.npz", "checkpoint": "c.npz", "log": "run.csv"}
+    absolute = {each: folder / "here" / name for each, name in names.items()}
+    files = TrainingFiles("mlp", dataset="digits.npz", **absolute)
+    files.write(result_after(1), 4, 20, parameters)
+    assert not files.write_errors and sorted(os.listdir(folder / "here")) == sorted(names.values())
+    for each in names:
+        with pytest.raises(FileNotFoundError, match=f"{each}='{names[each]}'"):
+            TrainingFiles("mlp", **{each: names[each]})
+
+
+def test_training_continues_if_a_folder_is_removed_or_becomes_inaccessible(
+    folder, parameters, monkeypatch, capsys
+):
+    Path("here").mkdir()
+    files = TrainingFiles("mlp", save="here/m.npz", checkpoint="here/c.npz", log="here/run.csv")
+    os.rmdir("here")
+    files.write(result_after(1), 4, 20, parameters)
+    assert list(files.write_errors) == ["the best model", "the log", "the checkpoint"]
+    assert capsys.readouterr().err.count("each validation tries again\n") == 3
+
+    def stale(path, **options):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stale)
+        assert files.locations() == ""
+    Path("here").mkdir()
+    files.write(result_after(2), 8, 20, parameters)
+    assert files.write_errors == {} and sorted(os.listdir("here")) == ["c.npz", "m.npz", "run.csv"]
 
 
 def test_names_as_long_as_the_system_takes_are_written(parameters):

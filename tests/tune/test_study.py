@@ -151,6 +151,20 @@ def test_csv_and_plots_are_written_even_if_the_table_is_lost(monkeypatch, capsys
     assert "stdout could not be written: No space left on device" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_written_hides_neither_the_plots_nor_the_table(monkeypatch, capsys):
+    assert tune_scripted("--n-trials", 2) == 0
+    capsys.readouterr()
+
+    def full(path, rows):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(study.results, "write_csv", full)
+    assert tune_scripted("--show", "--csv", "trials.csv", "--plots", "plots") == 1
+    out, err = capsys.readouterr()
+    assert "To repeat the best trial:" in out and Path("plots", "slice.png").exists()
+    assert err.splitlines()[-1] == "OSError: [Errno 28] No space left on device: 'trials.csv'"
+
+
 def test_another_search_space_or_argument_is_rejected(capsys):
     assert tune_scripted("--n-trials", 1) == 0
     assert study.main(["scripted", "--search", "rate=0.2:0.9", "--sizes", "5", "9"]) == 1
