@@ -46,11 +46,14 @@ class LogLikelihoodFusion(GraphRewriter):
 
 
 def _unbroadcast(vector):
-    """Return the element that is broadcast to ``vector``, shape (1,), if the graph says so."""
+    """Return the element, of shape (1,), that is broadcast to ``vector``, if the graph says so."""
     node = vector.owner
-    if node is not None and node.op == pt.second and node.inputs[1].type.broadcastable == (True,):
-        return node.inputs[1]
-    return vector
+    if vector.type.broadcastable == (True,) or node is None or not isinstance(node.op, Elemwise):
+        return vector
+    if node.op == pt.second:
+        return _unbroadcast(node.inputs[1])
+    elements = [_unbroadcast(operand) for operand in node.inputs]
+    return node.op(*elements) if all(e.type.broadcastable == (True,) for e in elements) else vector
 
 
 class _Pattern(NamedTuple):

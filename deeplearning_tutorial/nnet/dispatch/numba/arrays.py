@@ -4,7 +4,13 @@ import numpy as np
 from numba.extending import overload
 
 from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
-from deeplearning_tutorial.nnet.dispatch.numba.memory import as_contiguous, empty, missing, result
+from deeplearning_tutorial.nnet.dispatch.numba.memory import (
+    as_contiguous,
+    copy_values,
+    empty,
+    missing,
+    result,
+)
 
 
 @kernel_njit
@@ -24,7 +30,7 @@ def contiguous(memory, array):
     if _is_in_order(array):
         return as_contiguous(array)
     copy = empty(memory, array.shape, array)
-    copy[...] = array
+    copy_values(copy, array)
     return copy
 
 
@@ -42,7 +48,7 @@ def _in_order(array):
             return as_contiguous(array)
         copy = result(array.shape, array)
         if not missing(copy):
-            copy[...] = array
+            copy_values(copy, array)
         return copy
 
     return copied

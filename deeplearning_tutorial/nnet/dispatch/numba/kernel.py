@@ -5,22 +5,18 @@ called through a pointer: Numba would otherwise compile it again within each fun
 or not.
 """
 
-import inspect
 from functools import partial
 
-import llvmlite.binding
 import numba
 import numpy as np
-import pytensor
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
 
-from deeplearning_tutorial.nnet.dispatch.numba import jit
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba import machine_code
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import arrays_in
 from deeplearning_tutorial.nnet.dispatch.numba.memory import NO_MEMORY, is_missing
@@ -32,6 +28,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.threads import (
     run_blocks,
     start_threads,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.versions import version_of
 
 # Elements in a block, where each takes an addition and where it takes an exponential: for less than two
 # blocks another thread costs more than it helps.
@@ -77,7 +74,7 @@ def tuple_type(named_tuple, *fields):
     return types.BaseTuple.from_types(fields, named_tuple)
 
 
-@kernel_inline
+@partial(kernel_njit, inline="always")
 def check(failed):
     """Raise MemoryError if a kernel failed, or a result is missing.
 
@@ -121,26 +118,25 @@ def parallel(arguments, *parameters, uses=()):
     callable
         For jitted code: ``kernel(blocks, *arguments)`` runs all blocks. It returns, for `check`, whether one
         of them failed, or an argument is missing. Each process must first call its attribute ``load(dtype)``.
+        ``sources(dtype)`` returns what `machine_code.load` takes for it and for those that it uses, by name.
     """
 
     def decorator(body):
-        loaded = {}
+        version = version_of(body.__module__)
 
         def name_of(float_type):
-            suffix = "_".join(map(str, (*parameters, float_type, jit.VERSION)))
-            return f"{body.__module__}.{body.__name__}_{suffix}"
+            suffix = "-".join(map(str, (*parameters, float_type, version)))
+            return f"{body.__module__}.{body.__name__}-{suffix}"
+
+        def sources(dtype):
+            float_type = numba.from_dtype(np.dtype(dtype))
+            used = {name: compile_it for kernel in uses for name, compile_it in kernel.sources(dtype).items()}
+            return used | {name_of(float_type): partial(_compile, body, arguments(float_type))}
 
         def load(dtype):
             load_share()
-            for kernel in uses:
-                kernel.load(dtype)
-            float_type = numba.from_dtype(np.dtype(dtype))
-            name = name_of(float_type)
-            if name not in loaded:
-                # Numba does not inline what takes ``*arguments``.
-                compiled = kernel_njit if inspect.getfullargspec(body).varargs else kernel_inline
-                loaded[name] = _compile(compiled(body), name, arguments(float_type))
-                llvmlite.binding.add_symbol(name, _address_of(loaded[name]))
+            for name, compile_it in sources(dtype).items():
+                machine_code.load(name, compile_it)
 
         @intrinsic
         def run(typingctx, blocks, *passed):
@@ -166,14 +162,21 @@ def parallel(arguments, *parameters, uses=()):
 
             return types.boolean(types.int64, types.StarArgTuple(passed)), codegen
 
-        run.load = load
+        run.load, run.sources = load, sources
         return run
 
     return decorator
 
 
-def _compile(body, name, arguments):
-    """Compile ``body`` as a function of a block, the number of blocks and the addresses of its arguments."""
+def _compile(body, arguments):
+    """Compile ``body`` as a function of a block, the number of blocks and the addresses of its arguments.
+
+    Returns
+    -------
+    library : CodeLibrary
+    symbol : str
+        The name of the function in the library, in Numba's own calling convention.
+    """
     frame_type = types.Tuple(arguments)
 
     @intrinsic
@@ -185,23 +188,18 @@ def _compile(body, name, arguments):
 
         return frame_type(types.int64), codegen
 
-    passed = ", ".join(f"passed[{i}]" for i in range(len(arguments)))
-    kernel = compile_numba_function_src(
-        "def kernel(block, blocks, frame, memory):\n"
-        "    passed = arguments_at(frame)\n"
-        f"    body(memory, block, blocks, {passed})\n",
-        "kernel",
-        {"__name__": __name__, "body": body, "arguments_at": arguments_at},
-        cache_key=name,
-    )
-    signature = types.none(*KERNEL_ARGUMENTS)
-    return numba_njit(signature, fastmath=False, cache=pytensor.config.numba__cache)(kernel)
+    body = kernel_njit(body)
 
+    def kernel(block, blocks, frame, memory):
+        body(memory, block, blocks, *arguments_at(frame))
 
-def _address_of(compiled):
-    """Return the address of a function compiled for one signature, in Numba's own calling convention."""
+    compiled = numba_njit(types.none(*KERNEL_ARGUMENTS), fastmath=False)(kernel)
     [overload] = compiled.overloads.values()
-    return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    return overload.library, overload.fndesc.llvm_func_name
+
+
+# What `register_kernel` has registered: by the Op's class, the function that returns an Op's kernel.
+KERNELS = {}
 
 
 def register_kernel(op_class, kernel_of=None):
@@ -212,14 +210,18 @@ def register_kernel(op_class, kernel_of=None):
     """
 
     def decorator(make_function):
+        version = version_of(make_function.__module__)
+        if kernel_of is not None:
+            KERNELS[op_class] = kernel_of
+
         @register_funcify_default_op_cache_key(op_class)
         def numba_funcify(op, node, **kwargs):
             start_threads()
             if kernel_of is None:
-                return make_function(op), jit.VERSION
+                return make_function(op), version
             kernel = kernel_of(op)
             kernel.load(node.outputs[0].dtype)
-            return make_function(op, kernel), jit.VERSION
+            return make_function(op, kernel), version
 
         return make_function
 

@@ -168,3 +168,30 @@ def as_contiguous(typingctx, array):
         )  # fmt: skip
 
     return array_type(array), codegen
+
+
+@intrinsic
+def copy_values(typingctx, copy, array):
+    """Copy an array to one of the same shape and data type. No shapes are compared.
+
+    For ``copy[...] = array`` Numba also compiles the text of an error, which takes seconds.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        to, source = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, arguments, strict=True)
+        )
+        lengths = cgutils.unpack_tuple(builder, source.shape)
+        with cgutils.loop_nest(builder, lengths, INDEX) as indices:
+            places = [
+                cgutils.get_item_pointer2(
+                    context, builder, view.data, lengths, cgutils.unpack_tuple(builder, view.strides),
+                    kind.layout, indices,
+                )
+                for kind, view in zip(signature.args, (to, source), strict=True)
+            ]  # fmt: skip
+            builder.store(builder.load(places[1]), places[0])
+        return context.get_dummy_value()
+
+    return types.void(copy, array), codegen

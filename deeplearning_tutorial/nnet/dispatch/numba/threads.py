@@ -5,20 +5,21 @@ A call of a kernel returns a status, and frees what the kernel allocated: no exc
 
 import ctypes
 import os
-from functools import cache, partial
+from functools import partial
 
 import llvmlite.binding
 import numba
-import pytensor
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from pytensor.link.numba.cache import compile_numba_function_src
+from pytensor.link.numba.dispatch.basic import numba_njit
 
-from deeplearning_tutorial.nnet.dispatch.numba.jit import VERSION, kernel_inline, kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba import machine_code
+from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 from deeplearning_tutorial.nnet.dispatch.numba.memory import free_listed
+from deeplearning_tutorial.nnet.dispatch.numba.versions import version_of
 
 KERNEL_ARGUMENTS = [types.int64] * 4
 
@@ -233,7 +234,7 @@ def _run_from(job, thread):
             values[_JOB_FAILED] = 1
 
 
-def _run_share(starts, lengths, steps, job):
+def run_share(starts, lengths, steps, job):
     """Do a share of a job, as Numba's threads call it."""
     first = carray(starts, 1)[0] - job
     for thread in range(first, first + carray(lengths, 1)[0]):
@@ -271,20 +272,18 @@ def run_blocks(share, kernel, blocks, frame):
     return failed
 
 
-SHARE = f"{__name__}.run_share_{VERSION}"
+SHARE = f"{__name__}.run_share-{version_of(__name__)}"
 
 
-@cache
 def load_share():
-    """Compile `_run_share`, once in a process, and return the compiled function, which must stay alive."""
-    integers = types.CPointer(types.int64)
-    share = compile_numba_function_src(
-        "def share(starts, lengths, steps, job):\n    run_share(starts, lengths, steps, job)\n",
-        "share",
-        {"__name__": __name__, "run_share": kernel_inline(_run_share)},
-        cache_key=SHARE,
-    )
-    signature = types.void(integers, integers, integers, types.int64)
-    compiled = cfunc(signature, cache=pytensor.config.numba__cache)(share)
-    llvmlite.binding.add_symbol(SHARE, compiled.address)
-    return compiled
+    """Make `run_share` known to all code that Numba compiles, as a function of C."""
+
+    def compile_share():
+        integers = types.CPointer(types.int64)
+        compiled = numba_njit(
+            types.void(integers, integers, integers, types.int64), fastmath=False, no_cfunc_wrapper=False
+        )(run_share)
+        [overload] = compiled.overloads.values()
+        return overload.library, overload.fndesc.llvm_cfunc_wrapper_name
+
+    machine_code.load(SHARE, compile_share)

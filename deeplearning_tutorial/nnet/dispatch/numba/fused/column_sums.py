@@ -1,4 +1,6 @@
-"""Numba kernel of the sums of a matrix's columns."""
+"""Numba kernels of the sums of a matrix's columns, and of feature maps."""
+
+from functools import partial
 
 import numpy as np
 from numba import types
@@ -13,7 +15,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     register_kernel,
 )
 from deeplearning_tutorial.nnet.dispatch.numba.memory import result, zeros
-from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums
+from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums, MapSums
 
 # With fewer columns, blocks would share lines of the cache.
 BLOCK_COLUMNS = 32
@@ -45,3 +47,40 @@ def make_column_sums(op, sums_block):
         return out
 
     return column_sums
+
+
+# Sums in whichever order is fastest on the machine, but always in the same one.
+@partial(kernel_njit, fastmath={"reassoc"})
+def total_of(values):
+    """Sum in double precision."""
+    total = 0.0
+    # Numba does not make vectors of ``for value in values``.
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
+@parallel(lambda real: (real[:, :, ::1], real[::1]))
+def map_sums_block(memory, block, blocks, maps, out):
+    """Sum a block of feature maps, over the batch and over positions, in double precision."""
+    begin, end = block_of(block, blocks, len(out))
+    for k in range(begin, end):
+        total = 0.0
+        for b in range(len(maps)):
+            total += total_of(maps[b, k])
+        out[k] = total
+
+
+@register_kernel(MapSums, lambda op: map_sums_block)
+def make_map_sums(op, map_sums_block):
+    """Compile `MapSums`."""
+
+    @kernel_njit
+    def map_sums(x):
+        batch, n_maps, rows, cols = x.shape
+        out = result(n_maps, x)
+        blocks = max(1, min(x.size // BLOCK_SUMS, n_maps))
+        check(map_sums_block(blocks, in_order(x).reshape((batch, n_maps, rows * cols)), out))
+        return out
+
+    return map_sums

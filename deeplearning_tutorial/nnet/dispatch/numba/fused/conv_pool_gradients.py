@@ -3,7 +3,7 @@
 They visit only the positions of the maxima, which the mask of the forward pass gives.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     store_image,
     tap_offsets,
 )
+from deeplearning_tutorial.nnet.dispatch.numba.fused.column_sums import total_of
 from deeplearning_tutorial.nnet.dispatch.numba.fused.conv_pool import (
     FEW_CHANNELS,
     empty_columns,
@@ -91,17 +92,6 @@ def contiguous_gradient(memory, pooled):
         contiguous(memory, pooled.mask),
         pooled.tanh,
     )
-
-
-# Sums in whichever order is fastest on the machine, but always in the same one.
-@partial(kernel_njit, fastmath={"reassoc"})
-def total_of(values):
-    """Sum in double precision."""
-    total = 0.0
-    # Numba does not make vectors of ``for value in values``.
-    for i in range(len(values)):
-        total += values[i]
-    return total
 
 
 @kernel_njit

@@ -1,0 +1,158 @@
+"""Numba compiles a function once, not once more within each function that calls it.
+
+Numba optimises every function and turns it into machine code by itself, and then again within each function
+that calls it, directly or not. Only the outermost are called from outside: with those inside left as they are
+LLVM takes less than half as long. Importing this module makes it so for the whole process, of all functions
+that have no wrapper for Python, as those of PyTensor's Ops and Numba's own have none.
+"""
+
+import ctypes
+import gc
+
+import llvmlite.binding
+from numba.core import codegen, event
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.environment import lookup_environment
+
+_ENVIRONMENT = "_ZN08NumbaEnv"
+_RECURSION = ".numba.unresolved$"
+_DYNAMIC = "numba.dynamic.globals"
+
+
+class DeferredLibrary(codegen.JITCodeLibrary):
+    """A library that is optimised and turned into machine code when a function in it is asked for.
+
+    Until then it can be linked into others. Numba's own libraries do all of it when they are finalised.
+    """
+
+    _is_native = False
+
+    def finalize(self):
+        """Link what the library calls."""
+        self._codegen._check_llvm_bugs()
+        self._raise_if_finalized()
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+        # Functions that call each other find one another as Numba has it.
+        if self._has_global(_RECURSION):
+            self._make_native()
+
+    def optimise(self):
+        """Optimise the library as a whole, unless that has been done."""
+        self._ensure_finalized()
+        self._make_native()
+
+    def _has_global(self, prefix):
+        return any(variable.name.startswith(prefix) for variable in self._final_module.global_variables)
+
+    @global_compiler_lock
+    def _make_native(self):
+        if self._is_native:
+            return
+        self._is_native = True
+        self._optimize_final_module()
+        self._final_module.verify()
+        self._finalize_final_module()
+        for variable in self._final_module.global_variables:
+            if variable.name.startswith(_ENVIRONMENT):
+                environment = lookup_environment(variable.name)
+                if environment is not None:
+                    self._codegen.set_env(variable.name, environment)
+
+    def get_pointer_to_function(self, name):
+        """Return the address of a function, or 0 if the library does not define it."""
+        self._ensure_finalized()
+        if not self._is_native:
+            try:
+                function = self._final_module.get_function(name)
+            except NameError:
+                return 0
+            if function.is_declaration:
+                return 0
+            self._make_native()
+        return super().get_pointer_to_function(name)
+
+    @property
+    def has_dynamic_globals(self):
+        """Whether the code refers to objects of this process, so that it cannot be cached."""
+        self._ensure_finalized()
+        return self._has_global(_DYNAMIC)
+
+    def get_llvm_str(self):
+        """Return LLVM's code, optimised."""
+        self.optimise()
+        return super().get_llvm_str()
+
+    def get_asm_str(self):
+        """Return the assembly."""
+        self.optimise()
+        return super().get_asm_str()
+
+    def serialize_using_object_code(self):
+        """Return what a cache stores: machine code only if there is any."""
+        self._ensure_finalized()
+        if self._is_native:
+            return super().serialize_using_object_code()
+        return self.serialize_using_bitcode()
+
+    @classmethod
+    def _unserialize(cls, codegen, state):
+        name, kind, data = state
+        if kind != "bitcode":
+            library = super()._unserialize(codegen, state)
+            library._is_native = True
+            return library
+        library = codegen.create_library(name)
+        library._final_module = llvmlite.binding.parse_bitcode(data)
+        library._finalized = True
+        return library
+
+
+class DeferringCodegen(codegen.JITCPUCodegen):
+    """Code generation for the processor at hand, with deferred libraries."""
+
+    _library_class = DeferredLibrary
+
+    def set_env(self, env_name, env):
+        """Set the environment of a function, unless it has no machine code yet."""
+        if self._engine.is_symbol_defined(env_name):
+            address = self._engine.get_global_value_address(env_name)
+            ctypes.c_void_p.from_address(address).value = id(env)
+
+
+class _PausedCollector(event.Listener):
+    """Pause Python's cyclic garbage collector while Numba compiles.
+
+    Compiling makes millions of objects, most of which live until it ends; looking through them again and
+    again takes a sixth of the time.
+    """
+
+    def __init__(self):
+        self._depth = 0
+        self._was_enabled = False
+
+    def on_start(self, event):
+        """Pause it when the outermost compilation starts."""
+        if self._depth == 0:
+            self._was_enabled = gc.isenabled()
+            gc.disable()
+        self._depth += 1
+
+    def on_end(self, event):
+        """Let it run again when that has ended."""
+        self._depth -= 1
+        if self._depth == 0 and self._was_enabled:
+            gc.enable()
+
+
+def _install():
+    # The one that exists is kept, with its engine: code may have been compiled with it.
+    from numba.core.registry import cpu_target
+
+    cpu_target.target_context.codegen().__class__ = DeferringCodegen
+    event.register("numba:compile", _PausedCollector())
+
+
+_install()
