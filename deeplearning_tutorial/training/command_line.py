@@ -43,13 +43,15 @@ def run(page, description):
     parser = _parser(page, description)
     arguments = vars(parser.parse_args())
     quiet, as_json = arguments.pop("quiet"), arguments.pop("json")
-    summary_only = arguments.pop("summary", False)
+    summary_only, precompile = arguments.pop("summary", False), arguments.pop("precompile")
     options = {name: arguments.pop(name) for name in ("save", "checkpoint", "resume", "log")}
+    if precompile:
+        options = {}
     configure(arguments)
     # Where the data lie makes no difference to the figures.
     are_defaults = not arguments.keys() - {"dataset"}
     arguments = page.with_values(arguments)
-    training_run = Run(**options, progress=not quiet)
+    training_run = Run(**options, progress=not quiet, precompile=precompile)
     interrupted = False
     try:
         if summary_only:
@@ -58,7 +60,7 @@ def run(page, description):
                 sys.exit(1)
             return
         _complete(parser, page, arguments)
-        with _lines_to(quiet, as_json):
+        with _lines_to(quiet or precompile, as_json):
             result = page.train(**arguments, run=training_run)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -66,6 +68,10 @@ def run(page, description):
         # Before training begins an interrupt has neither a message nor a result.
         print(str(error) or "Interrupted", file=stderr)
         interrupted, result = True, getattr(error, "result", None)
+    if precompile and not interrupted:
+        if not quiet:
+            print("Compiled: training starts at once from now on", file=stdout)
+        return
     if as_json and result is not None:
         given = {name: arguments[name] for name in ("dataset",) if name in arguments}
         print(_as_json(page, given | training_run.arguments | options, result, interrupted), file=stdout)
@@ -89,6 +95,7 @@ def _parser(page, description):
     add_parameters(parser, page)
     _add_run(parser, page)
     _add_output(parser)
+    _add_precompile(parser)
     add_configuration(parser)
     if page.summary is not None:
         parser.add_argument(
@@ -192,6 +199,14 @@ def _add_output(parser):
         "--json",
         action="store_true",
         help="Write the result to stdout as JSON, and the tutorial's lines to stderr. Errors are fractions.",
+    )
+
+
+def _add_precompile(parser):
+    parser.add_argument(
+        "--precompile",
+        action="store_true",
+        help="Compile all that these arguments need, for later runs, and exit; no other file is written.",
     )
 
 

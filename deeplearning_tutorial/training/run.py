@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from deeplearning_tutorial.datasets.fingerprint import MNIST_FINGERPRINT, data_fingerprint
 from deeplearning_tutorial.files.streams import past_bars, stderr, stdout
+from deeplearning_tutorial.training.compilation import CompilationProgress
 from deeplearning_tutorial.training.interrupts import on_interrupt
 from deeplearning_tutorial.training.parameters import copy_parameters
 from deeplearning_tutorial.training.results import DivergenceError, TrainingInterrupted, TrainingResult
 from deeplearning_tutorial.training.training_files import TrainingFiles
 
-OPTIONS = frozenset({"save", "checkpoint", "resume", "log", "progress", "channel"})
+OPTIONS = frozenset({"save", "checkpoint", "resume", "log", "progress", "channel", "precompile"})
 
 
 class Run:
@@ -41,6 +42,8 @@ class Run:
     channel : callable, optional
         Called with each `Validation` after the files were written; training ends after the one for which it
         returns ``'stop'``. An exception that it raises ends training as well.
+    precompile : bool
+        Compile what the run needs, by a call of each function, and train nothing.
 
     Attributes
     ----------
@@ -52,15 +55,26 @@ class Run:
         What was reached so far.
     """
 
-    def __init__(self, save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None):
+    def __init__(
+        self,
+        save=None,
+        checkpoint=None,
+        resume=False,
+        log=None,
+        progress=False,
+        channel=None,
+        precompile=False,
+    ):
         self.save = save
         self.checkpoint = checkpoint
         self.resume = resume
         self.log = log
         self.progress = progress
         self.channel = channel
+        self.precompile = precompile
         self.iteration = 0
         self._files = self._datasets = None
+        self._compilation = CompilationProgress()
 
     def start(self, script, dataset=None, **arguments):
         """Check the files, and read the checkpoint to resume from, before any long work.
@@ -99,6 +113,8 @@ class Run:
             dataset=dataset,
         )
         self._datasets = None
+        if self.progress:
+            self._compilation.start()
         resumed = self._files.resumed
         self.iteration = 0 if resumed is None else resumed.iteration
         return self
@@ -153,10 +169,18 @@ class Run:
             except KeyboardInterrupt:
                 raise self._interrupted(f"within iteration {self.iteration + 1}") from None
             finally:
+                self._compilation.stop()
                 self._measure_time()
                 self.result.write_errors = list(files.write_errors.values())
         if self._interrupt.requested:
             raise self._interrupted(f"after iteration {self.iteration}")
+
+    def compile(self, *functions):
+        """Call functions of a minibatch's index once, which compiles them; return an empty result."""
+        for function in functions:
+            function(0)
+        self._compilation.stop()
+        return TrainingResult()
 
     @property
     def stopping(self):

@@ -6,6 +6,7 @@ keep what they compile on disk, and neither compiles what the other one has begu
 """
 
 import ast
+import atexit
 import json
 import os
 import subprocess
@@ -71,19 +72,28 @@ def start_process(ops):
     }
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", f"from {__name__} import compile_ops_on_stdin as run; run()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        atexit.register(_end, process, os.getpid())
         with process.stdin as stream:
             stream.write(json.dumps(kinds).encode())
     except OSError:
         pass
 
 
-def _compile_what_is_asked_for():
+def _end(process, parent):
+    # Not in a forked child, whose parent still needs it.
+    if os.getpid() == parent:
+        process.terminate()
+        process.wait()
+
+
+def compile_ops_on_stdin():
+    """Compile the kernels of the Ops that `start_process` writes to another process's standard input."""
     sources = {}
     for module, name, properties, dtype in json.load(sys.stdin):
         op_class = getattr(import_module(module), name)
@@ -94,8 +104,5 @@ def _compile_what_is_asked_for():
         machine_code.load(name, compile_it, unless_busy=True)
 
 
-if __name__ == "__main__":
-    _compile_what_is_asked_for()
-else:
-    # After all rewrites that bring Ops with kernels.
-    optdb.register("compile_ahead", CompileAhead(), "numba", position=120)
+# After all rewrites that bring Ops with kernels.
+optdb.register("compile_ahead", CompileAhead(), "numba", position=120)

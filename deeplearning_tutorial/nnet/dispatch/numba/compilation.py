@@ -13,6 +13,7 @@ import llvmlite.binding
 from numba.core import codegen, event
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import lookup_environment
+from numba.core.runtime.nrt import rtsys
 
 _ENVIRONMENT = "_ZN08NumbaEnv"
 _RECURSION = ".numba.unresolved$"
@@ -39,6 +40,18 @@ class DeferredLibrary(codegen.JITCodeLibrary):
         if self._has_global(_RECURSION):
             self._make_native()
 
+    def _optimize_functions(self, ll_module):
+        """Simplify each function; the passes that take longer run once, over the library as a whole."""
+        ll_module.data_layout = self._codegen._data_layout
+        builder = self._codegen._pass_builder()
+        passes = llvmlite.binding.create_new_function_pass_manager()
+        passes.add_sroa_pass()
+        passes.add_simplify_cfg_pass()
+        passes.add_dead_code_elimination_pass()
+        for function in ll_module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
+
     def optimise(self):
         """Optimise the library as a whole, unless that has been done."""
         self._ensure_finalized()
@@ -52,6 +65,9 @@ class DeferredLibrary(codegen.JITCodeLibrary):
         if self._is_native:
             return
         self._is_native = True
+        if self._has_global(_RECURSION):
+            # Numba asks for this function while the engine is busy with this library.
+            rtsys.library.get_pointer_to_function("nrt_unresolved_abort")
         self._optimize_final_module()
         self._final_module.verify()
         self._finalize_final_module()

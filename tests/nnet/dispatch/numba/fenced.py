@@ -20,7 +20,7 @@ from pytensor.gradient import grad, pushforward
 
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 from deeplearning_tutorial.nnet.conv import conv_output_length
-from deeplearning_tutorial.nnet.dispatch.numba import jit, memory, threads
+from deeplearning_tutorial.nnet.dispatch.numba import memory, threads
 from deeplearning_tutorial.nnet.fused.linear_log_likelihood import LinearLogLikelihood
 from deeplearning_tutorial.nnet.pool import pool_output_length
 
@@ -184,7 +184,7 @@ if __name__ == "__main__":
     threads._BUSY.value = 1
     # Other kernels than those that are cached: elements may lie at any multiple of 8 bytes.
     memory._ALIGNMENT = ALIGNMENT
-    jit.VERSION += 1
+    pytensor.config.numba__cache = False
     rtsys.initialize(cpu_target.target_context)
     for name, function in {
         "MemInfo_alloc_aligned": allocate_owned,
