@@ -19,6 +19,7 @@ from deeplearning_tutorial.files import streams
 from deeplearning_tutorial.files.streams import stderr, stdout
 from deeplearning_tutorial.training.interrupts import treat_sigterm_alike
 from deeplearning_tutorial.training.memory import retain_freed_memory
+from deeplearning_tutorial.training.results import CompilationFinished
 from deeplearning_tutorial.training.run import Run
 
 # The default first.
@@ -62,16 +63,16 @@ def run(page, description):
         _complete(parser, page, arguments)
         with _lines_to(quiet or precompile, as_json):
             result = page.train(**arguments, run=training_run)
+    except CompilationFinished as finished:
+        if not quiet:
+            print(finished, file=stdout)
+        return
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as error:
         # Before training begins an interrupt has neither a message nor a result.
         print(str(error) or "Interrupted", file=stderr)
         interrupted, result = True, getattr(error, "result", None)
-    if precompile and not interrupted:
-        if not quiet:
-            print("Compiled: training starts at once from now on", file=stdout)
-        return
     if as_json and result is not None:
         given = {name: arguments[name] for name in ("dataset",) if name in arguments}
         print(_as_json(page, given | training_run.arguments | options, result, interrupted), file=stdout)

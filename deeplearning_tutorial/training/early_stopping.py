@@ -62,10 +62,12 @@ def train_with_patience(
         Ctrl-C, and one while the first minibatch compiles, interrupts at once and writes nothing.
     DivergenceError
         If the cost becomes NaN or infinite.
+    CompilationFinished
+        Instead of training, if the run only precompiles.
     """
     run = Run() if run is None else run
     if run.precompile:
-        return run.compile(train_model, validate_model, test_model)
+        run.compile(train_model, validate_model, test_model)
     n_iterations = n_epochs * n_train_batches
     # Once an epoch, or sooner: patience must not run out before the second look at the validation set.
     validation_frequency = min(n_train_batches, patience // 2)

@@ -97,3 +97,7 @@ class TrainingInterrupted(_EndedEarly, KeyboardInterrupt):
 
 class DivergenceError(_EndedEarly, FloatingPointError):
     """The cost became NaN or infinite; what was reached before is in ``result``, a `TrainingResult`."""
+
+
+class CompilationFinished(_EndedEarly):
+    """All that a run needs is compiled; with ``Run(precompile=True)`` nothing is trained."""

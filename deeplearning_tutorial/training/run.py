@@ -13,7 +13,12 @@ from deeplearning_tutorial.files.streams import past_bars, stderr, stdout
 from deeplearning_tutorial.training.compilation import CompilationProgress
 from deeplearning_tutorial.training.interrupts import on_interrupt
 from deeplearning_tutorial.training.parameters import copy_parameters
-from deeplearning_tutorial.training.results import DivergenceError, TrainingInterrupted, TrainingResult
+from deeplearning_tutorial.training.results import (
+    CompilationFinished,
+    DivergenceError,
+    TrainingInterrupted,
+    TrainingResult,
+)
 from deeplearning_tutorial.training.training_files import TrainingFiles
 
 OPTIONS = frozenset({"save", "checkpoint", "resume", "log", "progress", "channel", "precompile"})
@@ -43,7 +48,7 @@ class Run:
         Called with each `Validation` after the files were written; training ends after the one for which it
         returns ``'stop'``. An exception that it raises ends training as well.
     precompile : bool
-        Compile what the run needs, by a call of each function, and train nothing.
+        Compile what the run needs, by a call of each function, and raise CompilationFinished before training.
 
     Attributes
     ----------
@@ -176,11 +181,11 @@ class Run:
             raise self._interrupted(f"after iteration {self.iteration}")
 
     def compile(self, *functions):
-        """Call functions of a minibatch's index once, which compiles them; return an empty result."""
+        """Call functions of a minibatch's index once, which compiles them, and raise CompilationFinished."""
         for function in functions:
             function(0)
         self._compilation.stop()
-        return TrainingResult()
+        raise CompilationFinished("Compiled: training starts at once from now on", TrainingResult())
 
     @property
     def stopping(self):
