@@ -6,7 +6,8 @@ gradients; ``log_likelihood_fusion`` the logarithm of a softmax at integer label
 and ``weight_update`` a step of gradient descent.
 
 These replace one of PyTensor's Ops: ``vector_tanh`` by a faster one, ``matrix_product`` by one that shares
-the kernels' threads, and ``column_sums``, ``row_softmax`` and ``row_argmax`` by ones that compile faster.
+the kernels' threads, and ``column_sums`` (of matrices, and of feature maps), ``row_softmax`` and
+``row_argmax`` by ones that compile faster.
 
 ``updates_last`` changes no node. It runs updates in place last, so that a function that runs out of memory
 has changed nothing. ``log_softmax``, also for the other back ends, prevents NaN where a probability is zero.
