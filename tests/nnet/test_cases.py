@@ -1,5 +1,6 @@
 """On every back end the values and derivatives of every case are the reference's, and the errors the same."""
 
+import functools
 import itertools
 import os
 import re
@@ -190,17 +191,44 @@ def test_pooling_with_symbolic_window_stride_and_padding(mode, pool_mode):
         assert tuple(shape) == results[0].shape
 
 
-@in_turn(BY_HAND, on_numba=BY_HAND.keys() - {"transposed", "upsampled"})
+def graph_by_hand(name, dtype, known):
+    """Return the symbols of a case worked by hand, the outputs and the arrays."""
+    build, inputs, g, _ = BY_HAND[name]
+    arrays = [np.array(values, dtype) for values in (*inputs, g)]
+    symbols = [pt.tensor(dtype=dtype, shape=a.shape if known else (None,) * a.ndim) for a in arrays]
+    y = build(*symbols[:-1])
+    return symbols, [y, *grad(None, symbols[:-1], known_grads={y: symbols[-1]})], arrays
+
+
+BY_HAND_ON_NUMBA = BY_HAND.keys() - {"transposed", "upsampled"}
+
+
+@functools.cache
+def results_by_hand_on_numba():
+    """Compile all cases worked by hand as one function; return the results of each."""
+    cases_and_ways = [
+        (name, dtype, known)
+        for index, name in enumerate(BY_HAND)
+        if name in BY_HAND_ON_NUMBA or ALL_KERNELS
+        for _, dtype, known in ways("NUMBA", [None], index)
+    ]
+    symbols, outputs, arrays = zip(*(graph_by_hand(*case) for case in cases_and_ways), strict=True)
+    results = iter(pytensor.function(sum(symbols, []), sum(outputs, []), mode="NUMBA")(*sum(arrays, [])))
+    return {
+        case: list(itertools.islice(results, len(of_case)))
+        for case, of_case in zip(cases_and_ways, outputs, strict=True)
+    }
+
+
+@in_turn(BY_HAND, on_numba=BY_HAND_ON_NUMBA)
 def test_case_worked_by_hand(mode, index, name):
-    build, inputs, g, expected_results = BY_HAND[name]
     for _, dtype, known in ways(mode, [None], index):
-        arrays = [np.array(values, dtype) for values in (*inputs, g)]
-        shapes = [a.shape if known or mode == "JAX" else (None,) * a.ndim for a in arrays]
-        *symbols, weights = (pt.tensor(dtype=dtype, shape=shape) for shape in shapes)
-        y = build(*symbols)
-        outputs = [y, *grad(None, symbols, known_grads={y: weights})]
-        results = pytensor.function([*symbols, weights], outputs, mode=mode)(*arrays)
-        for result, expected in zip(results, expected_results, strict=True):
+        if mode == "NUMBA":
+            results = results_by_hand_on_numba()[name, dtype, known]
+        else:
+            symbols, outputs, arrays = graph_by_hand(name, dtype, known or mode == "JAX")
+            results = pytensor.function(symbols, outputs, mode=mode)(*arrays)
+        for result, expected in zip(results, BY_HAND[name][3], strict=True):
             assert result.dtype == dtype
             np.testing.assert_array_equal(result, expected)
 
