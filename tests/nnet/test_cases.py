@@ -26,10 +26,19 @@ def on(*modes):
     return pytest.mark.parametrize("mode", modes, indirect=True)
 
 
-def in_turn(names, on_numba=None, modes=("py", "NUMBA", "JAX", "PYTORCH")):
-    """Run a test on each back end with one name after the other, on Numba with those in ``on_numba``."""
+def in_turn(names, on_numba=None, sample=None, modes=("py", "NUMBA", "JAX", "PYTORCH")):
+    """Run a test on each back end with one name after the other, on Numba with those in ``on_numba``.
+
+    Those that are not in ``sample`` are a sweep on Numba.
+    """
     parameters = [
-        pytest.param(mode, index, name, id=f"{mode}-{name}")
+        pytest.param(
+            mode,
+            index,
+            name,
+            id=f"{mode}-{name}",
+            marks=[pytest.mark.sweep] if mode == "NUMBA" and name not in (sample or names) else [],
+        )
         for mode in modes
         for index, name in enumerate(names)
         if mode != "NUMBA" or on_numba is None or name in on_numba or ALL_KERNELS
@@ -130,7 +139,12 @@ def test_convolutions_kernels_take_any_numbers_of_channels_and_filters(mode, dty
 
 
 # The kernels of one with groups are tested above.
-@in_turn(CONVOLUTIONS, on_numba=CONVOLUTIONS.keys() - {"groups"}, modes=with_c)
+@in_turn(
+    CONVOLUTIONS,
+    on_numba=CONVOLUTIONS.keys() - {"groups"},
+    sample=("half, dilation, groups", "full, dilation, strides", "everything"),
+    modes=with_c,
+)
 def test_convolution(mode, index, name):
     for flip, dtype, known in ways(mode, FLIPS, index):
         check_all(cases.convolution(name, flip), mode, dtype, known)
@@ -154,7 +168,11 @@ def test_upsampling(mode, index, name):
     check_all(cases.upsampled(name, use_1D_kernel), mode, dtype, known)
 
 
-@in_turn(POOLINGS, modes=with_c)
+@in_turn(
+    POOLINGS,
+    sample=("rest dropped", "overlapping, rest pooled", "apart", "padding, overlapping"),
+    modes=with_c,
+)
 def test_pooling(mode, index, name):
     for pool_mode, dtype, known in ways(mode, POOL_MODES, index):
         check_all(cases.pooling(name, pool_mode), mode, dtype, known)

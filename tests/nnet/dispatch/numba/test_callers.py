@@ -63,6 +63,7 @@ def test_kernels_give_the_same_numbers_without_fusion(results):
         np.testing.assert_allclose(fused, unfused, rtol=1e-5, atol=1e-5 * abs(unfused).max())
 
 
+@pytest.mark.sweep
 def test_any_processor_gets_the_numbers_of_the_reference(tmp_path):
     results = saved(tmp_path / "generic.npz", "fused", NUMBA_CPU_NAME="generic")
     assert results["processor"] == "generic"
