@@ -64,6 +64,16 @@ def single_blas_thread():
         yield
 
 
+@pytest.fixture
+def plain_inner_graphs():
+    """Let perform of PyTensor's Ops with a graph inside, such as its softmax, not compile that with Numba.
+
+    They compile it in the default mode: functions that are for Numba must name their mode.
+    """
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample():
     """The shipped digits as NumPy arrays: (x, y) to train, validate and test, x in float64."""

@@ -38,14 +38,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.needs(NEEDED_MODULES[mode]))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def plain_inner_graphs():
-    """Let perform of PyTensor's Ops with a graph inside, such as its softmax, not compile that with Numba.
-
-    The tests in this folder name the mode of each of their functions.
-    """
-    with pytensor.config.change_flags(mode="FAST_COMPILE"):
-        yield
+@pytest.fixture(autouse=True)
+def named_modes(plain_inner_graphs):
+    """The tests in this folder name the mode of each of their functions."""
 
 
 @pytest.fixture(params=MODES)

@@ -283,6 +283,7 @@ def test_locally_connected_filters_that_do_not_fit_are_refused(mode):
             f(np.ones((2, 3, 6, 5)), np.ones(shape))
 
 
+@on("py", pytest.param("NUMBA", marks=pytest.mark.sweep), "JAX", "PYTORCH")
 @pytest.mark.parametrize("drawn", [drawn_convolutions, drawn_poolings])
 def test_whatever_is_drawn_is_the_references_or_refused(mode, for_all_drawn, drawn):
     def check_drawn(case_known_and_error):
