@@ -2,6 +2,7 @@
 
 import re
 
+import numba
 import numpy as np
 import pytest
 from machine import MNIST
@@ -11,6 +12,17 @@ from deeplearning_tutorial.convolutional_mlp import evaluate_lenet5
 from deeplearning_tutorial.datasets import formats
 
 pytestmark = pytest.mark.needs("mnist")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Train on one thread: the result is bitwise that of more, which wait for each other in small kernels."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_NUM_THREADS", "1")
+        yield
+    numba.set_num_threads(threads)
 
 
 def test_logistic_regression_ends_with_the_published_figures_to_the_last_digit(run_script, tmp_path):

@@ -85,6 +85,8 @@ OURS = [block for block in BLOCKS[1:] if block.section in ADDED or "pt.log(nnet.
 THEIRS = [block for block in BLOCKS[1:] if block not in OURS]
 
 
+# PyTensor's products of strided views make Numba warn, unless it loads them from its cache.
+@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPerformanceWarning")
 @pytest.mark.parametrize(
     "block, mode",
     [
