@@ -12,6 +12,7 @@ import pytensor
 import pytest
 from calling import with_run
 from machine import HAS
+from threadpoolctl import threadpool_limits
 
 import deeplearning_tutorial
 from deeplearning_tutorial.datasets import formats, sample_path
@@ -51,6 +52,25 @@ def pytest_runtest_makereport(item):
 def no_c_compiler():
     """Let PyTensor find no C compiler, as on most users' machines: with one, it also compiles constants."""
     with pytensor.config.change_flags(cxx=""):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_blas_thread():
+    """Compute what is expected on one thread: more would only wait for each other in small products."""
+    import scipy.linalg  # noqa: F401  only libraries that are loaded can be limited
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+@pytest.fixture
+def plain_inner_graphs():
+    """Let perform of PyTensor's Ops with a graph inside, such as its softmax, not compile that with Numba.
+
+    They compile it in the default mode: functions that are for Numba must name their mode.
+    """
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
         yield
 
 
@@ -181,7 +201,7 @@ def numpy_mlp(softmax_cost):
         drawn = np.random.RandomState(seed).uniform(-bound, bound, (784, n_hidden))
         W0, b0 = drawn.astype(drawn_as).astype("float64"), np.zeros(n_hidden)
         W1, b1 = np.zeros((n_hidden, 10)), np.zeros(10)
-        costs = []
+        costs, steps = [], {W.shape: np.empty_like(W) for W in (W0, W1)}
         for start in range(0, len(x) // batch_size * batch_size, batch_size):
             batch = slice(start, start + batch_size)
             h = np.tanh(x[batch] @ W0 + b0)
@@ -190,10 +210,11 @@ def numpy_mlp(softmax_cost):
             costs.append(cost + penalty)
             dh = dz @ W1.T * (1 - h**2)
             for W, b, below, gradient in ((W0, b0, x[batch], dh), (W1, b1, h, dz)):
-                step = below.T @ gradient + 2 * L2_reg * W
+                step = np.matmul(below.T, learning_rate * gradient, out=steps[W.shape])
                 if L1_reg:
-                    step += L1_reg * np.sign(W)
-                W -= learning_rate * step
+                    step += learning_rate * L1_reg * np.sign(W)
+                W *= 1 - 2 * learning_rate * L2_reg
+                W -= step
                 b -= learning_rate * gradient.sum(axis=0)
         names = ("hiddenLayer.W", "hiddenLayer.b", "logRegressionLayer.W", "logRegressionLayer.b")
         parameters = dict(zip(names, (W0, b0, W1, b1), strict=True))

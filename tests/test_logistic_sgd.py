@@ -79,6 +79,7 @@ def test_parameters_start_at_zero_in_floatX(floatX):
         np.testing.assert_array_equal(variable.get_value(), np.zeros(shape))
 
 
+@pytest.mark.usefixtures("plain_inner_graphs")
 @pytest.mark.parametrize("floatX, rtol", [("float32", 1e-5), ("float64", 1e-12)])
 def test_probabilities_classes_likelihood_and_errors(floatX, rtol, softmax_cost):
     rng = np.random.default_rng(4)
@@ -101,6 +102,7 @@ def test_probabilities_classes_likelihood_and_errors(floatX, rtol, softmax_cost)
     assert predicted.dtype == "int64" and errors.dtype == "float64"
 
 
+@pytest.mark.usefixtures("plain_inner_graphs")
 def test_the_likelihood_and_errors_of_a_case_worked_by_hand():
     # With b = log(1, 2, 5) and W = 0 every example has the probabilities 1/8, 2/8 and 5/8.
     y = pt.ivector("y")

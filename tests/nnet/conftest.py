@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from pytensor.compile.mode import Mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
+# JAX compiles for each shape. What it compiles need not be fast; it reads this when it is loaded.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # Python's linker does not run the fused operations of more than 32 operands that PyTensor makes.
 PERFORM = Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run"], exclude=["fusion"]))
 # Warnings are errors in the tests, and PyTensor warns of an Op that Numba would run in object mode: a
@@ -33,6 +36,11 @@ def pytest_collection_modifyitems(items):
             mode = item.callspec.params.get("mode")
             if isinstance(mode, str) and mode in NEEDED_MODULES:
                 item.add_marker(pytest.mark.needs(NEEDED_MODULES[mode]))
+
+
+@pytest.fixture(autouse=True)
+def named_modes(plain_inner_graphs):
+    """The tests in this folder name the mode of each of their functions."""
 
 
 @pytest.fixture(params=MODES)

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from scipy import signal
 
-correlate, convolve = partial(signal.correlate, method="direct"), partial(signal.convolve, method="direct")
+correlate = partial(signal.correlate, method="direct")
 
 
 def bilinear(value, first_gradient, second_gradient):
@@ -39,7 +39,7 @@ def spread(array, steps):
 
 @dataclass(frozen=True)
 class Convolution:
-    """SciPy's correlation of four-dimensional arrays, filter by filter."""
+    """SciPy's correlation of four-dimensional arrays, filter by filter, and sums tap by tap."""
 
     pads: tuple
     subsample: tuple = (1, 1)
@@ -66,10 +66,19 @@ class Convolution:
         return np.concatenate(maps, axis=1)[:, :, :: self.subsample[0], :: self.subsample[1]]
 
     def input_gradient(self, x, w, g):
-        g, gradient = spread(g, self.subsample), np.zeros_like(self.padded(x))
-        for k, channels, kernel in self.by_filter(w):
-            share = convolve(g[k], kernel, "full")
-            gradient[channels][:, :, : share.shape[2], : share.shape[3]] += share
+        """Add up what each tap of the filters passes to the pixels that it meets."""
+        gradient = np.zeros_like(self.padded(x))
+        of_group = gradient.reshape(len(x), self.num_groups, w.shape[1], *gradient.shape[2:])
+        g = g.reshape(len(g), self.num_groups, -1, *g.shape[2:])
+        w = self.flipped(w).reshape(self.num_groups, -1, *w.shape[1:])
+        for taps in np.ndindex(w.shape[3:]):
+            rows, cols = (
+                slice(tap * dilation, tap * dilation + (n - 1) * stride + 1, stride)
+                for tap, dilation, stride, n in zip(
+                    taps, self.filter_dilation, self.subsample, g.shape[3:], strict=True
+                )
+            )
+            of_group[..., rows, cols] += np.einsum("bgkij,gkc->bgcij", g, w[:, :, :, *taps])
         (top, _), (left, _) = self.pads
         return gradient[:, :, top : top + x.shape[2], left : left + x.shape[3]]
 

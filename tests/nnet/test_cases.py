@@ -25,10 +25,19 @@ def on(*modes):
     return pytest.mark.parametrize("mode", modes, indirect=True)
 
 
-def in_turn(names, on_numba=None, modes=("py", "NUMBA", "JAX", "PYTORCH")):
-    """Run a test on each back end with one name after the other, on Numba with those in ``on_numba``."""
+def in_turn(names, on_numba=None, sample=(), modes=("py", "NUMBA", "JAX", "PYTORCH")):
+    """Run a test on each back end with one name after the other, on Numba with those in ``on_numba``.
+
+    There those that are not in ``sample`` are a sweep.
+    """
     parameters = [
-        pytest.param(mode, index, name, id=f"{mode}-{name}")
+        pytest.param(
+            mode,
+            index,
+            name,
+            id=f"{mode}-{name}",
+            marks=[pytest.mark.sweep] if mode == "NUMBA" and name not in sample else [],
+        )
         for mode in modes
         for index, name in enumerate(names)
         if mode != "NUMBA" or on_numba is None or name in on_numba or ALL_KERNELS
@@ -129,19 +138,24 @@ def test_convolutions_kernels_take_any_numbers_of_channels_and_filters(mode, dty
 
 
 # The kernels of one with groups are tested above.
-@in_turn(CONVOLUTIONS, on_numba=CONVOLUTIONS.keys() - {"groups"}, modes=with_c)
+@in_turn(
+    CONVOLUTIONS,
+    on_numba=CONVOLUTIONS.keys() - {"groups"},
+    sample=("half, dilation, groups", "full, dilation, strides", "everything"),
+    modes=with_c,
+)
 def test_convolution(mode, index, name):
     for flip, dtype, known in ways(mode, FLIPS, index):
         check_all(cases.convolution(name, flip), mode, dtype, known)
 
 
-@in_turn(ADJOINTS, on_numba=["one side, dilation"])
+@in_turn(ADJOINTS, on_numba=["one side, dilation"], sample=["one side, dilation"])
 def test_locally_connected(mode, index, name):
     flip, dtype, known = way(FLIPS, index)
     check_all(cases.unshared(name, flip), mode, dtype, known)
 
 
-@in_turn(ADJOINTS, on_numba=["full, strides"])
+@in_turn(ADJOINTS, on_numba=["full, strides"], sample=["full, strides"])
 def test_transposed_convolution(mode, index, name):
     for flip, dtype, known in ways(mode, FLIPS, index):
         check_all(cases.transposed(name, flip), mode, dtype, known)
@@ -153,7 +167,11 @@ def test_upsampling(mode, index, name):
     check_all(cases.upsampled(name, use_1D_kernel), mode, dtype, known)
 
 
-@in_turn(POOLINGS, modes=with_c)
+@in_turn(
+    POOLINGS,
+    sample=("rest dropped", "overlapping, rest pooled", "apart", "padding, overlapping"),
+    modes=with_c,
+)
 def test_pooling(mode, index, name):
     for pool_mode, dtype, known in ways(mode, POOL_MODES, index):
         check_all(cases.pooling(name, pool_mode), mode, dtype, known)
@@ -190,7 +208,16 @@ def test_pooling_with_symbolic_window_stride_and_padding(mode, pool_mode):
         assert tuple(shape) == results[0].shape
 
 
-@in_turn(BY_HAND, on_numba=BY_HAND.keys() - {"transposed", "upsampled"})
+@in_turn(
+    BY_HAND,
+    on_numba=BY_HAND.keys() - {"transposed", "upsampled"},
+    sample=(
+        "flipped",
+        "every tied maximum receives the whole gradient",
+        "averages divide by all of a window that hardly fits",
+        "a NaN beside padding",
+    ),
+)
 def test_case_worked_by_hand(mode, index, name):
     build, inputs, g, expected_results = BY_HAND[name]
     for _, dtype, known in ways(mode, [None], index):
@@ -237,6 +264,7 @@ def test_locally_connected_filters_that_do_not_fit_are_refused(mode):
             f(np.ones((2, 3, 6, 5)), np.ones(shape))
 
 
+@on("py", pytest.param("NUMBA", marks=pytest.mark.sweep), "JAX", "PYTORCH")
 @pytest.mark.parametrize("drawn", [drawn_convolutions, drawn_poolings])
 def test_whatever_is_drawn_is_the_references_or_refused(mode, for_all_drawn, drawn):
     def check_drawn(case_known_and_error):

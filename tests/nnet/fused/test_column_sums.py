@@ -2,7 +2,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.compile.mode import Mode, get_mode
+from nnet.modes import REWRITTEN_FOR_NUMBA
+from pytensor.compile.mode import Mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
 from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums, MapSums
@@ -100,11 +101,11 @@ def test_what_is_not_finite_stays_in_its_column():
 )
 def test_other_sums_stay_with_pytensor(total):
     x = pt.matrix("x", dtype="float64")
-    f = pytensor.function([x], total(x), mode="NUMBA")
+    f = pytensor.function([x], total(x), mode=REWRITTEN_FOR_NUMBA)
     assert not {ColumnSums, MapSums} & set(ops_of(f))
 
 
 def test_it_is_switched_off_by_its_name():
     x = pt.dmatrix()
-    f = pytensor.function([x], x.sum(axis=0), mode=get_mode("NUMBA").excluding("column_sums"))
+    f = pytensor.function([x], x.sum(axis=0), mode=REWRITTEN_FOR_NUMBA.excluding("column_sums"))
     assert ColumnSums not in ops_of(f)

@@ -2,6 +2,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from nnet.modes import REWRITTEN_FOR_NUMBA
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.tensor.special import Softmax
@@ -14,11 +15,18 @@ FUSING = {
     "py": Mode(linker="py", optimizer=RewriteDatabaseQuery(include=["fast_run", NAME])),
     "NUMBA": get_mode("NUMBA"),
 }
+REWRITING = {"py": FUSING["py"], "rewritten for Numba": REWRITTEN_FOR_NUMBA}
 
 
 @pytest.fixture(params=FUSING)
 def fusing(request):
     return FUSING[request.param]
+
+
+@pytest.fixture(params=REWRITING)
+def rewriting(request):
+    """Run a test of what becomes of a graph; its Ops' kernels are tested with `fusing`."""
+    return REWRITING[request.param]
 
 
 def ops_of(function):
@@ -87,11 +95,11 @@ def test_a_probability_of_zero_leaves_log_and_gradient_finite(fusing):
     np.testing.assert_array_equal(gradient, [[1, -1]])
 
 
-def test_the_softmax_may_be_used_elsewhere(fusing):
+def test_the_softmax_may_be_used_elsewhere(rewriting):
     x, y = pt.matrix("x", dtype="float64"), pt.ivector("y")
     p = pt.special.softmax(x, axis=1)
     cost = pt.mean(pt.log(p)[pt.arange(y.shape[0]), y])
-    f = pytensor.function([x, y], [cost, pt.argmax(p, axis=1), p, pytensor.grad(cost, x)], mode=fusing)
+    f = pytensor.function([x, y], [cost, pt.argmax(p, axis=1), p, pytensor.grad(cost, x)], mode=rewriting)
     x_value, y_value = RNG.normal(size=(6, 4)), np.array([3, 0, 1, 2, 2, 0], "int32")
     chosen, softmax = reference(x_value, y_value)
     value, likeliest, p_value, gradient = f(x_value, y_value)
@@ -119,12 +127,12 @@ def spellings(x, y):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("spelling", spellings(pt.dmatrix(), pt.ivector()))
-def test_every_spelling_becomes_one_op_with_one_for_its_gradient(fusing, spelling, bias):
+def test_every_spelling_becomes_one_op_with_one_for_its_gradient(rewriting, spelling, bias):
     x, y = pt.matrix("x", dtype="float32"), pt.ivector("y")
     b = pytensor.shared(np.zeros(2, "float32"))
     chosen = spellings(x + b if bias else x, y)[spelling]
     for cost, factor in ((-pt.mean(chosen), 1 / 3), (pt.mean(-chosen), 1 / 3), (-chosen.sum(), 1)):
-        f = pytensor.function([x, y], [cost, pytensor.grad(cost, x)], mode=fusing)
+        f = pytensor.function([x, y], [cost, pytensor.grad(cost, x)], mode=rewriting)
         ops = ops_of(f)
         assert ops.count(LogLikelihood) == ops.count(LogLikelihoodGrad) == 1
         value, gradient = f(np.array([[0, 200], [200, 0], [0, 0]], "float32"), np.array([0, 0, 1], "int32"))
@@ -138,32 +146,32 @@ def test_every_spelling_becomes_one_op_with_one_for_its_gradient(fusing, spellin
     [(np.arange(3), np.array([2, 0, 1])), (pt.arange(3), pt.constant([2, 0, 1])), (pt.arange(3), "y")],
     ids=["arrays", "constants", "known length"],
 )
-def test_rows_and_labels_may_be_constant(fusing, rows, labels):
+def test_rows_and_labels_may_be_constant(rewriting, rows, labels):
     x, y = pt.matrix("x", dtype="float64"), pt.vector("y", dtype="int64", shape=(3,))
     chosen = pt.log(pt.special.softmax(x, axis=1)[rows, y if isinstance(labels, str) else labels])
-    f = pytensor.function([x, y], pytensor.grad(chosen.sum(), x), mode=fusing, on_unused_input="ignore")
+    f = pytensor.function([x, y], pytensor.grad(chosen.sum(), x), mode=rewriting, on_unused_input="ignore")
     assert LogLikelihoodGrad in ops_of(f)
     x_value, y_value = RNG.normal(size=(3, 4)), np.array([2, 0, 1])
     _, softmax = reference(x_value, y_value)
     np.testing.assert_allclose(f(x_value, y_value), np.eye(4)[y_value] - softmax, rtol=1e-12, atol=1e-15)
 
 
-def test_a_single_label_for_all_rows_is_left_alone(fusing):
+def test_a_single_label_for_all_rows_is_left_alone(rewriting):
     x, y = pt.matrix("x", dtype="float64"), pt.lvector("y")
     chosen = pt.log(pt.special.softmax(x, axis=1))[pt.arange(x.shape[0]), y]
-    f = pytensor.function([x, y], chosen, mode=fusing)
+    f = pytensor.function([x, y], chosen, mode=rewriting)
     assert LogLikelihood not in ops_of(f)
     x_value = RNG.normal(size=(4, 3))
     np.testing.assert_allclose(f(x_value, [1]), reference(x_value, np.array([1] * 4))[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("change", ["another axis", "another start", "a constant row", "not a logarithm"])
-def test_what_only_looks_alike_is_left_alone(fusing, change):
+def test_what_only_looks_alike_is_left_alone(rewriting, change):
     x, y = pt.matrix("x", dtype="float64"), pt.ivector("y")
     softmax = pt.special.softmax(x, axis=0 if change == "another axis" else 1)
     rows = {"another start": pt.arange(1, y.shape[0] + 1), "a constant row": pt.zeros_like(y)}
     values = pt.sqrt(softmax) if change == "not a logarithm" else pt.log(softmax)
-    f = pytensor.function([x, y], values[rows.get(change, pt.arange(y.shape[0])), y], mode=fusing)
+    f = pytensor.function([x, y], values[rows.get(change, pt.arange(y.shape[0])), y], mode=rewriting)
     assert LogLikelihood not in ops_of(f)
     x_value, y_value = RNG.normal(size=(4, 3)), np.array([2, 0, 1], "int32")
     exponentials = np.exp(x_value)
@@ -199,5 +207,5 @@ def test_the_gradient_by_itself_refuses_labels_that_are_no_classes_too(mode):
 
 def test_fusion_is_switched_off_by_its_name():
     x, y = pt.matrix("x", dtype="float64"), pt.ivector("y")
-    f = pytensor.function([x, y], mean_log_likelihood(x, y), mode=get_mode("NUMBA").excluding(NAME))
+    f = pytensor.function([x, y], mean_log_likelihood(x, y), mode=REWRITTEN_FOR_NUMBA.excluding(NAME))
     assert LogLikelihood not in ops_of(f)

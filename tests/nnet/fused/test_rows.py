@@ -3,7 +3,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 import scipy.special
-from pytensor.compile.mode import Mode, get_mode
+from nnet.modes import REWRITTEN_FOR_NUMBA
+from pytensor.compile.mode import Mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
 from deeplearning_tutorial.nnet.fused.rows import RowArgmax, RowSoftmax
@@ -97,7 +98,7 @@ def test_argmax_of_no_columns_is_an_error(mode):
 )
 def test_other_axes_and_types_stay_with_pytensor(function):
     x = pt.matrix("x", dtype="float64")
-    f = pytensor.function([x], function(x), mode="NUMBA")
+    f = pytensor.function([x], function(x), mode=REWRITTEN_FOR_NUMBA)
     assert not {RowSoftmax, RowArgmax} & set(ops_of(f))
 
 
@@ -105,5 +106,5 @@ def test_each_is_switched_off_by_its_name():
     x = pt.dmatrix()
     outputs = [pt.special.softmax(x, axis=1), pt.argmax(x, axis=1)]
     for name, left in (("row_softmax", RowArgmax), ("row_argmax", RowSoftmax)):
-        f = pytensor.function([x], outputs, mode=get_mode("NUMBA").excluding(name))
+        f = pytensor.function([x], outputs, mode=REWRITTEN_FOR_NUMBA.excluding(name))
         assert {RowSoftmax, RowArgmax} & set(ops_of(f)) == {left}

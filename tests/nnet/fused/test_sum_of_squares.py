@@ -2,7 +2,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.compile.mode import Mode, get_mode
+from nnet.modes import REWRITTEN_FOR_NUMBA
+from pytensor.compile.mode import Mode
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 
 from deeplearning_tutorial.nnet.fused.sum_of_squares import SumOfSquares
@@ -54,10 +55,10 @@ def test_gradient_is_twice_the_array():
 )
 def test_other_sums_stay_with_pytensor(total):
     x = pt.matrix("x", dtype="float64")
-    assert SumOfSquares not in ops_of(pytensor.function([x], total(x), mode="NUMBA"))
+    assert SumOfSquares not in ops_of(pytensor.function([x], total(x), mode=REWRITTEN_FOR_NUMBA))
 
 
 def test_it_is_switched_off_by_its_name():
     x = pt.dvector()
-    f = pytensor.function([x], (x**2).sum(), mode=get_mode("NUMBA").excluding("sum_of_squares"))
+    f = pytensor.function([x], (x**2).sum(), mode=REWRITTEN_FOR_NUMBA.excluding("sum_of_squares"))
     assert SumOfSquares not in ops_of(f)

@@ -8,7 +8,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.compile.mode import Mode, get_mode
+from nnet.modes import REWRITTEN_FOR_NUMBA
+from pytensor.compile.mode import Mode
 from pytensor.gradient import grad
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.scalar.basic import Add, Tanh
@@ -259,9 +260,8 @@ def test_numba_fuses_and_the_tag_switches_it_off():
     outputs = [y, *grad((y**2).sum(), [x, w, b])]
     fused = ["ConvMaxPool", "ConvMaxPoolGradFilters", "ConvMaxPoolGradInput"]
     unfused = ["Conv2d", "Conv2dGradFilters", "Conv2dGradInput", "MaxPoolGrad", "Pool"]
-    numba = get_mode("NUMBA")
-    assert ours(pytensor.function([x, w, b], outputs, mode=numba)) == fused
-    excluding = numba.excluding("conv_pool_fusion")
+    assert ours(pytensor.function([x, w, b], outputs, mode=REWRITTEN_FOR_NUMBA)) == fused
+    excluding = REWRITTEN_FOR_NUMBA.excluding("conv_pool_fusion")
     assert ours(pytensor.function([x, w, b], outputs, mode=excluding)) == unfused
     # PyTensor's other back ends have no use for the fused Ops.
     assert ours(pytensor.function([x, w, b], outputs, mode=PLAIN)) == unfused
@@ -270,12 +270,15 @@ def test_numba_fuses_and_the_tag_switches_it_off():
 def test_the_tag_in_pytensors_flags_switches_it_off_too():
     program = textwrap.dedent(
         """
-        import pytensor, pytensor.tensor as pt
+        import pytensor.tensor as pt
+        from pytensor.compile.mode import get_default_mode
+        from pytensor.graph.fg import FunctionGraph
         from deeplearning_tutorial.nnet import conv2d, pool_2d
 
         x, w = pt.tensor4(), pt.tensor4()
-        f = pytensor.function([x, w], pool_2d(conv2d(x, w), (3, 2), ignore_border=True))
-        print(*(type(node.op).__name__ for node in f.maker.fgraph.toposort()))
+        graph = FunctionGraph([x, w], [pool_2d(conv2d(x, w), (3, 2), ignore_border=True)])
+        get_default_mode().optimizer.rewrite(graph)
+        print(*(type(node.op).__name__ for node in graph.toposort()))
         """
     )
     package = Path(deeplearning_tutorial.__file__).parents[1]

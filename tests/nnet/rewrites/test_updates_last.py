@@ -1,6 +1,7 @@
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from nnet.modes import REWRITTEN_FOR_NUMBA
 
 
 def test_updates_come_after_all_that_does_not_need_them():
@@ -17,7 +18,7 @@ def test_updates_come_after_all_that_does_not_need_them():
         weights: weights + new_velocity,
         state: new_state,
     }
-    f = pytensor.function([x], cost, updates=updates, mode="NUMBA")
+    f = pytensor.function([x], cost, updates=updates, mode=REWRITTEN_FOR_NUMBA)
     order = f.maker.fgraph.toposort()
     roots = f.maker.fgraph.destroy_handler.refresh_droot_impact()[0]
     # All follows from the state, so that its update cannot come last.

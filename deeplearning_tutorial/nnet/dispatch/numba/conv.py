@@ -25,7 +25,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     tap_offsets,
     tap_weights,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import block_of, check, parallel, register_kernel
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import (
@@ -42,7 +42,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.transpose import transpose
 CHUNK_TAPS, TILE_ROWS = 128, 2
 
 
-@kernel_njit
+@exact_njit
 def correlate_tiles(layout, image, row, weights, group, offsets, lines, tile_mask):
     """Compute rows of the output, from ``row`` on, for all filters of a group.
 

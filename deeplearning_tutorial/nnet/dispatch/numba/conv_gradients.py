@@ -31,7 +31,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     suits_map_vectors,
     tap_offsets,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -125,7 +125,7 @@ def offsets_of_runs(memory, layout, offsets):
     return firsts
 
 
-@kernel_njit
+@exact_njit
 def add_pixels(layout, gradient, k, image, run_offsets, pixels):
     """Add the runs at some pixels, `Pieces` of the image, to filter ``k``.
 
@@ -189,7 +189,7 @@ def add_filters_tap_by_tap(layout, image, runs, group, lists):
                         image[first + tap] += factor * weights[weight + tap]
 
 
-@kernel_njit
+@exact_njit
 def add_filters(memory, layout, image, runs, group, lists):
     """Add to the pixels under each output position the runs of a group's filters, times their gradients.
 

@@ -13,10 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
+from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
 
 from deeplearning_tutorial.nnet.dispatch.numba import machine_code
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import arrays_in
 from deeplearning_tutorial.nnet.dispatch.numba.memory import NO_MEMORY, is_missing
@@ -188,12 +188,12 @@ def _compile(body, arguments):
 
         return frame_type(types.int64), codegen
 
-    body = kernel_njit(body)
+    body = exact_njit(body)
 
     def kernel(block, blocks, frame, memory):
         body(memory, block, blocks, *arguments_at(frame))
 
-    compiled = numba_njit(types.none(*KERNEL_ARGUMENTS), fastmath=False)(kernel)
+    compiled = exact_njit(types.none(*KERNEL_ARGUMENTS))(kernel)
     [overload] = compiled.overloads.values()
     return overload.library, overload.fndesc.llvm_func_name
 

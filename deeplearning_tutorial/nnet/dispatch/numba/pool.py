@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba.arrays import in_order
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -216,7 +216,7 @@ def pooling(combine, combine_first):
     """
     divides = combine is not combine_first
 
-    @kernel_njit
+    @exact_njit
     def pool(layout, windows, x, out, lines, divisors):
         cols, rows, at = layout.cols, windows.bottom - windows.top, first_window(layout, windows)
         source, first, step = x.reshape(x.size), (windows.map * layout.rows + windows.top) * cols, cols
@@ -260,7 +260,7 @@ def pick(layout, line, out, at):
         flat[at + col] = line[col * layout.stride_cols]
 
 
-@kernel_njit
+@exact_njit
 def place(layout, line, row, row_at):
     """Copy each window's value to where the window starts, one window's length less one to the right."""
     first = layout.window_cols - 1
@@ -274,21 +274,21 @@ def place(layout, line, row, row_at):
             line[first + col * layout.stride_cols] = flat[row_at + col]
 
 
-@kernel_njit
+@exact_njit
 def maximum(layout, windows, lines, divisors, arrays):
     """Compute `Pool` in mode 'max'."""
     x, out = arrays
     maximum_of_windows(layout, windows, x, out, lines, divisors)
 
 
-@kernel_njit
+@exact_njit
 def average(layout, windows, lines, divisors, arrays):
     """Compute `Pool` in the other modes."""
     x, out = arrays
     average_of_windows(layout, windows, x, out, lines, divisors)
 
 
-@kernel_njit
+@exact_njit
 def distribute_average(layout, windows, lines, divisors, arrays):
     """Compute `AveragePoolGrad`."""
     output_gradient, gradient = arrays
@@ -307,7 +307,7 @@ def distribute_average(layout, windows, lines, divisors, arrays):
         vector_add(gradient, (windows.map * layout.rows + r) * layout.cols, lines, 2 * length, cols)
 
 
-@kernel_njit
+@exact_njit
 def add_to_maxima(layout, windows, lines, divisors, arrays):
     """Compute `MaxPoolGrad`."""
     x, maxima, output_gradient, gradient = arrays
@@ -326,7 +326,7 @@ def add_to_maxima(layout, windows, lines, divisors, arrays):
         )
 
 
-@kernel_njit
+@exact_njit
 def sum_of_maxima(layout, windows, lines, divisors, arrays):
     """Compute `MaxPoolGradGrad`."""
     x, maxima, cotangent, out = arrays
@@ -403,7 +403,7 @@ def make_pool(op, run_blocks):
     """Compile `Pool`."""
     layout_of = pool_layout_function(op)
 
-    @kernel_njit
+    @exact_njit
     def pool(x, *geometry):
         layout = layout_of(x, *geometry)
         out, out_maps = empty_output(layout, x)

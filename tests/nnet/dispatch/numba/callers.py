@@ -1,7 +1,7 @@
 """A layer with its gradients, saved or called by many at once: test_callers.py runs it as processes.
 
-python callers.py save FILE fused|unfused
-python callers.py threads|fork|spawn
+python callers.py save FILE fused|unfused ...
+python callers.py call threads|fork|spawn ...
 python callers.py function
 """
 
@@ -20,6 +20,7 @@ from pytensor.gradient import grad
 
 from deeplearning_tutorial.nnet import conv2d, pool_2d
 
+RESULTS, GOT_RIGHT = ["output", "x", "w", "b"], "got the right results"
 SEEDS = range(6)
 
 
@@ -47,10 +48,15 @@ def results(seed):
     return [result.tobytes() for result in of_thread.fused_layer(*arrays(seed))]
 
 
-def save(file, fusion):
-    mode = get_mode("NUMBA")
-    f = layer(mode if fusion == "fused" else mode.excluding("conv_pool_fusion"))
-    np.savez(file, *f(*arrays(0)), threads=numba.get_num_threads(), processor=str(numba.config.CPU_NAME))
+def save(file, *fusions):
+    numba_mode = get_mode("NUMBA")
+    modes = {"fused": numba_mode, "unfused": numba_mode.excluding("conv_pool_fusion")}
+    saved = {
+        f"{fusion} {name}": result
+        for fusion in fusions
+        for name, result in zip(RESULTS, layer(modes[fusion])(*arrays(0)), strict=True)
+    }
+    np.savez(file, **saved, threads=numba.get_num_threads(), processor=str(numba.config.CPU_NAME))
 
 
 def call_at_once(callers):
@@ -81,14 +87,18 @@ def share_one_function():
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(call, range(100)):
             assert found == expected
+    print("function", GOT_RIGHT, flush=True)
     # Numba's own loops in several threads, too, let TBB wait for ever when the process ends.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "save":
-        save(*sys.argv[2:])
-    elif sys.argv[1] == "function":
+    command, *others = sys.argv[1:]
+    if command == "save":
+        save(*others)
+    elif command == "function":
         share_one_function()
     else:
-        call_at_once(sys.argv[1])
+        for callers in others:
+            call_at_once(callers)
+            print(callers, GOT_RIGHT)

@@ -10,6 +10,7 @@ import deeplearning_tutorial
 SCRIPT = Path(__file__).with_name("fenced.py")
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mprotect")
 def test_no_kernel_reads_or_writes_beside_its_arrays():
     finished = subprocess.run(

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).with_name("failing_allocations.py")
 CASES = [("convolution", 18), ("pooling", 15), ("fused", 9), ("matrix", 18), ("steps", 2)]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind, kernels", CASES)
 def test_an_allocation_that_fails_gives_an_error_or_the_right_values_and_nothing_is_lost(kind, kernels):
     finished = subprocess.run(

@@ -32,7 +32,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.fused.winograd import (
     multiply_band,
     suits_winograd,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -153,7 +153,7 @@ def window_pooling(window_rows, window_cols):
     """Make ``pool_window(pooled, i, lines, col, biases)``, which pools from column ``col`` into window i."""
     pool, positions = max_window(window_rows, window_cols), window_rows * window_cols
 
-    @kernel_njit
+    @exact_njit
     def pool_window(pooled, i, lines, col, biases):
         lanes, words = lines.shape[2], pooled.mask.shape[2]
         pool(
@@ -175,7 +175,7 @@ def empty_row(memory, mask, biases):
     return PooledRow(maxima, zeros(memory, (cols + 1, positions, words), np.uint64))
 
 
-@kernel_njit
+@exact_njit
 def store_row(pooled, n_filters, row, maxima, mask):
     """Copy a row's maxima to those of an image, (filters, rows * cols), and its mask to that of the image."""
     rows, cols, positions, words = mask.shape

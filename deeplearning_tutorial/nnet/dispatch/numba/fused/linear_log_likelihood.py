@@ -17,7 +17,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.fused.matrix_product import (
     steps,
     transposed_columns,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -62,7 +62,7 @@ class Results(NamedTuple):
     bias_gradient: Any
 
 
-@kernel_njit
+@exact_njit
 def softmax_columns(scores, b, labels, log_likelihoods, maxima, totals):
     """Add ``b`` to the scores and replace them by exponentials, whose ratio to ``totals`` is the softmax.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     BLOCK_EXPONENTIALS,
     block_of,
@@ -55,7 +55,7 @@ def from_first(label, classes):
     return np.int64(label) if label >= 0 else np.int64(label) + classes
 
 
-@kernel_njit
+@exact_njit
 def softmax_and_divisors(x):
     """Return the softmax of all rows, and the two terms of the logarithm of each row's divisor."""
     softmax, maxima, log_totals = result(x.shape, x), result(len(x), x), result(len(x), x)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from deeplearning_tutorial.nnet.dispatch.numba.arrays import all_finite, in_order
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.kernel import (
     block_of,
     check,
@@ -99,7 +99,7 @@ def part_of(block, blocks, rows, halves):
     return begin, end, first, last - first
 
 
-@kernel_njit
+@exact_njit
 def update_rows(out, step, tile, first, begin, end, left, right):
     """Update the weights of rows in ``range(begin, end)`` and columns in ``range(left, right)``.
 

@@ -15,7 +15,7 @@ from deeplearning_tutorial.nnet.dispatch.numba.conv_layout import (
     filters_of_block,
     padded_positions,
 )
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.operands import Rows
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.tiles import TILE_COLUMNS, in_halves
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.winograd_transforms import (
@@ -103,7 +103,7 @@ def empty_band(memory, layout, products, like):
     )
 
 
-@kernel_njit
+@exact_njit
 def multiply_band(layout, products, image, tile_rows, filter_values, offsets, band):
     """Compute the products of the rows of tiles in ``range(*tile_rows)``."""
     columns, pixels, sums = band.columns, band.pixels, band.sums
@@ -128,7 +128,7 @@ def multiply_band(layout, products, image, tile_rows, filter_values, offsets, ba
         correlate_tiles(products, pixels, point, filter_values, point, offsets, sums_of_point, band.tile_mask)
 
 
-@kernel_njit
+@exact_njit
 def convolution_of_row(products, row, band, lines):
     """Compute `TILE` rows of output, of a row of the band's tiles, as (rows, positions, filters)."""
     sums, rows_of_sums = band.sums, band.rows_of_sums
