@@ -49,7 +49,10 @@ SIGNATURES = {
         f"*, pooling='max', pool_sizes=(2, 2), pool_strides=(2, 2), activation={pt.tanh!r}, "
         "normalisation=None, seed=23455, run=None)",
     ),
-    "Run": (run, "(save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None)"),
+    "Run": (
+        run,
+        "(save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None, precompile=False)",
+    ),
     "experiment": (convolutional_mlp, "(state, channel)"),
     "train_lenet5": (
         lenet5,

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 from numba.core import event
@@ -27,6 +28,12 @@ def announce(*names):
 
 def compile_kernel(name):
     return event.trigger_event(COMPILING, data={"name": name})
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_listens(monkeypatch):
+    # Runs that other tests have left unfinished would speak as well.
+    monkeypatch.setattr(event, "_registered", defaultdict(list))
 
 
 def test_whole_lines_say_what_is_compiled_how_far_and_how_long(progress, capsys, monkeypatch):

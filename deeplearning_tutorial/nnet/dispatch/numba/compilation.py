@@ -12,12 +12,16 @@ import gc
 import llvmlite.binding
 from numba.core import codegen, event
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.environment import lookup_environment
 from numba.core.runtime.nrt import rtsys
 
-_ENVIRONMENT = "_ZN08NumbaEnv"
 _RECURSION = ".numba.unresolved$"
 _DYNAMIC = "numba.dynamic.globals"
+
+# Numba 0.61 and its LLVM lack them.
+_HAS_PASSES = hasattr(codegen.CPUCodegen, "_pass_builder")
+
+# Of all functions, by name: machine code lives as long as the process, and points to them.
+_environments = {}
 
 
 class DeferredLibrary(codegen.JITCodeLibrary):
@@ -42,6 +46,8 @@ class DeferredLibrary(codegen.JITCodeLibrary):
 
     def _optimize_functions(self, ll_module):
         """Simplify each function; the passes that take longer run once, over the library as a whole."""
+        if not _HAS_PASSES:
+            return super()._optimize_functions(ll_module)
         ll_module.data_layout = self._codegen._data_layout
         builder = self._codegen._pass_builder()
         passes = llvmlite.binding.create_new_function_pass_manager()
@@ -51,6 +57,21 @@ class DeferredLibrary(codegen.JITCodeLibrary):
         for function in ll_module.functions:
             if not function.is_declaration:
                 passes.run(function, builder)
+        return None
+
+    def hide_all_but(self, symbol):
+        """Let no other code call the library's functions, but the one of this name.
+
+        Functions that Numba names by the types they are for, as those that convert an exception's arguments,
+        are otherwise shared with all code of the process. They need what a kernel's file does not hold. They
+        get other names, because LLVM's loader also finds what is internal by its name.
+        """
+        self._ensure_finalized()
+        functions = [function for function in self._final_module.functions if not function.is_declaration]
+        for number, function in enumerate(functions):
+            if function.name != symbol:
+                function.name = f"{symbol}.{number}"
+                function.linkage = "internal"
 
     def optimise(self):
         """Optimise the library as a whole, unless that has been done."""
@@ -72,10 +93,8 @@ class DeferredLibrary(codegen.JITCodeLibrary):
         self._final_module.verify()
         self._finalize_final_module()
         for variable in self._final_module.global_variables:
-            if variable.name.startswith(_ENVIRONMENT):
-                environment = lookup_environment(variable.name)
-                if environment is not None:
-                    self._codegen.set_env(variable.name, environment)
+            if variable.name in _environments:
+                self._codegen.set_env(variable.name, _environments[variable.name])
 
     def get_pointer_to_function(self, name):
         """Return the address of a function, or 0 if the library does not define it."""
@@ -132,10 +151,12 @@ class DeferringCodegen(codegen.JITCPUCodegen):
     _library_class = DeferredLibrary
 
     def set_env(self, env_name, env):
-        """Set the environment of a function, unless it has no machine code yet."""
+        """Set the environment of a function, unless it has no machine code yet; keep it for that time."""
+        _environments[env_name] = env
         if self._engine.is_symbol_defined(env_name):
             address = self._engine.get_global_value_address(env_name)
-            ctypes.c_void_p.from_address(address).value = id(env)
+            if address:
+                ctypes.c_void_p.from_address(address).value = id(env)
 
 
 class _PausedCollector(event.Listener):

@@ -23,6 +23,8 @@ from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from deeplearning_tutorial.nnet.dispatch.numba.compilation import DeferredLibrary
+
 COMPILING = "deeplearning_tutorial:compiling"
 """The kind of Numba's event that a kernel's compilation starts and ends; its ``data`` has the ``name``."""
 
@@ -99,6 +101,8 @@ def _lock(file, seconds):
 @global_compiler_lock
 def _compile(compile_kernel, file):
     library, symbol = compile_kernel()
+    if isinstance(library, DeferredLibrary):
+        library.hide_all_but(symbol)
     address = library.get_pointer_to_function(symbol)
     if file is not None:
         try:

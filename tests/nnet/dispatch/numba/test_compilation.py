@@ -100,7 +100,7 @@ def test_parallel_loops_callbacks_and_vectorised_functions_work():
 
 
 CACHED = """
-import sys, numba
+import gc, sys, numba
 import deeplearning_tutorial.nnet
 from pytensor.link.numba.cache import compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
@@ -110,7 +110,7 @@ def cached(source, names=None, **options):
     function = compile_numba_function_src(source, "f", names, cache_key=source)
     return numba_njit(function, cache=True, **options)
 
-inner = cached("def f(x):\\n    if x < 0: raise ValueError('negative', x)\\n    return 3 * x\\n")
+inner = cached("def f(x):\\n    if x < 0: raise ValueError('negative', (x, 2 * x), x)\\n    return 3 * x\\n")
 middle = cached("def f(x):\\n    return inner(x) + 1\\n", {"inner": inner})
 outer = cached("def f(x):\\n    return middle(x) * KEY\\n".replace("KEY", sys.argv[1]), {"middle": middle},
     final_function=True)
@@ -118,8 +118,24 @@ print(outer(2))
 try:
     outer(-1)
 except ValueError as error:
-    print(error.args[0])
+    print(*error.args)
 print(sum(outer.stats.cache_hits.values()), sum(middle.stats.cache_hits.values()))
+
+# Numba converts the arguments of an exception by the first function for values of these kinds.
+del inner, middle, outer, cached
+gc.collect()
+
+@numba_njit
+def fail(x):
+    if x < 0: raise ValueError("another", (x, 3 * x), x)
+    return x
+
+another = numba.njit(lambda x: fail(x) + 1)
+
+try:
+    another(-5)
+except ValueError as error:
+    print(*error.args)
 """
 
 
@@ -133,10 +149,10 @@ def test_inner_functions_are_cached_without_machine_code(tmp_path, monkeypatch):
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.split()
 
-    assert run("10") == ["70", "negative", "0", "0"]
-    assert run("10") == ["70", "negative", "1", "0"]
+    assert run("10") == "70 negative (-1, -2) -1 0 0 another (-5, -15) -5".split()
+    assert run("10") == "70 negative (-1, -2) -1 1 0 another (-5, -15) -5".split()
     # Another function takes the inner one from the cache.
-    assert run("100") == ["700", "negative", "0", "1"]
+    assert run("100") == "700 negative (-1, -2) -1 0 1 another (-5, -15) -5".split()
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -201,6 +201,28 @@ def test_the_other_process_compiles_from_the_last_to_the_first(tmp_path):
     assert [file.name.split("-")[0] for file in objects(tmp_path)] == ["tanh_block"]
 
 
+# The kernel of the input's gradient has a check in it whose error has the same kinds of arguments.
+MISMATCH = """
+import numpy as np, pytensor, pytensor.tensor as pt
+from deeplearning_tutorial.nnet import conv2d
+
+x, w = pt.ftensor4s(2)
+f = pytensor.function([x, w], pytensor.grad(conv2d(x, w).sum(), [x, w]), mode="NUMBA")
+print(f(np.ones((1, 2, 4, 4), "float32"), np.ones((1, 2, 3, 3), "float32"))[0].sum())
+try:
+    f(np.ones((1, 3, 4, 4), "float32"), np.ones((1, 2, 3, 3), "float32"))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_errors_of_a_graph_are_its_own_with_kernels_from_a_compiler_and_from_disk(tmp_path):
+    for _ in range(2):
+        out, err = start(tmp_path, MISMATCH).communicate(timeout=180)
+        total, message = out.split("\n", 1)
+        assert float(total) == 72 and "(1, 3, 4, 4)" in message and "(1, 2, 3, 3)" in message, err
+
+
 def test_no_process_is_started_where_nothing_is_kept(monkeypatch):
     started = []
     monkeypatch.setattr(ahead.subprocess, "Popen", lambda *arguments, **options: started.append(arguments))
