@@ -51,7 +51,8 @@ SIGNATURES = {
     ),
     "Run": (
         run,
-        "(save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None, precompile=False)",
+        "(save=None, checkpoint=None, resume=False, log=None, progress=False, channel=None, "
+        "precompile=False)",
     ),
     "experiment": (convolutional_mlp, "(state, channel)"),
     "train_lenet5": (
