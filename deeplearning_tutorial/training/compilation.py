@@ -31,7 +31,8 @@ class CompilationProgress:
         self._begun = self._said = None
 
     def start(self):
-        """Begin to listen to Numba."""
+        """Begin to listen to Numba, once, whatever became of a former start."""
+        self.stop()
         for kind, begun, ended in (
             (LACKING, self._note_kernels, None),
             (COMPILING, self._begin_kernel, self._end_kernel),

@@ -71,6 +71,12 @@ def test_a_terminal_gets_one_line_that_changes(progress, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("\r")
 
 
+def test_a_second_start_does_not_speak_twice(progress, capsys):
+    progress.start()
+    announce("a")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_nothing_is_said_after_the_end_nor_by_what_has_gone(capsys):
     progress = CompilationProgress()
     progress.start()

@@ -5,7 +5,7 @@ from pytensor.tensor.math import Sum
 
 from deeplearning_tutorial.nnet.fused.column_sums import ColumnSums, MapSums
 
-_SUMS = {(2, (0,)): ColumnSums(), (4, (0, 2, 3)): MapSums()}
+_SUMS = {(2, ColumnSums.axes): ColumnSums(), (4, MapSums.axes): MapSums()}
 
 
 @node_rewriter([Sum])

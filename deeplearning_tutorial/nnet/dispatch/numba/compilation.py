@@ -16,6 +16,7 @@ from numba.core.runtime.nrt import rtsys
 
 _RECURSION = ".numba.unresolved$"
 _DYNAMIC = "numba.dynamic.globals"
+_EXCEPTION = "__excinfo_unwrap_args"
 
 # Numba 0.61 and its LLVM lack them.
 _HAS_PASSES = hasattr(codegen.CPUCodegen, "_pass_builder")
@@ -32,13 +33,18 @@ class DeferredLibrary(codegen.JITCodeLibrary):
 
     _is_native = False
 
-    def finalize(self):
-        """Link what the library calls."""
-        self._codegen._check_llvm_bugs()
-        self._raise_if_finalized()
-        for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+    def _optimize_final_module(self):
+        # Numba's `finalize` calls this and the next one, after it has linked what the library calls.
+        if self._is_native:
+            super()._optimize_final_module()
+
+    def _finalize_final_module(self):
+        # A cached library may hold machine code.
+        if getattr(self, "_compiled_object", None) is not None:
+            self._is_native = True
+        if self._is_native:
+            super()._finalize_final_module()
+            return
         self._finalized = True
         # Functions that call each other find one another as Numba has it.
         if self._has_global(_RECURSION):
@@ -59,19 +65,18 @@ class DeferredLibrary(codegen.JITCodeLibrary):
                 passes.run(function, builder)
         return None
 
-    def hide_all_but(self, symbol):
-        """Let no other code call the library's functions, but the one of this name.
+    def keep_exceptions_apart(self, prefix):
+        """Let no other code use the functions by which this library converts the arguments of exceptions.
 
-        Functions that Numba names by the types they are for, as those that convert an exception's arguments,
-        are otherwise shared with all code of the process. They need what a kernel's file does not hold. They
-        get other names, because LLVM's loader also finds what is internal by its name.
+        Numba names them by the types of the arguments, and they are shared with all code of the process; but
+        they need what a kernel's file does not hold. They get names that begin with ``prefix``, because
+        LLVM's loader also finds what is internal by its name.
         """
         self._ensure_finalized()
-        functions = [function for function in self._final_module.functions if not function.is_declaration]
-        for number, function in enumerate(functions):
-            if function.name != symbol:
-                function.name = f"{symbol}.{number}"
-                function.linkage = "internal"
+        functions = [each for each in self._final_module.functions if each.name.startswith(_EXCEPTION)]
+        for function in functions:
+            function.name = f"{prefix}.{function.name}"
+            function.linkage = "internal"
 
     def optimise(self):
         """Optimise the library as a whole, unless that has been done."""
@@ -131,18 +136,6 @@ class DeferredLibrary(codegen.JITCodeLibrary):
         if self._is_native:
             return super().serialize_using_object_code()
         return self.serialize_using_bitcode()
-
-    @classmethod
-    def _unserialize(cls, codegen, state):
-        name, kind, data = state
-        if kind != "bitcode":
-            library = super()._unserialize(codegen, state)
-            library._is_native = True
-            return library
-        library = codegen.create_library(name)
-        library._final_module = llvmlite.binding.parse_bitcode(data)
-        library._finalized = True
-        return library
 
 
 class DeferringCodegen(codegen.JITCPUCodegen):

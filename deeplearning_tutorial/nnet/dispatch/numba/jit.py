@@ -10,4 +10,4 @@ kernel_njit = partial(numba_njit, fastmath={"contract"})
 
 # Where every operation is rounded by itself, unless the code says `multiply_add`. LLVM fuses multiply-adds in
 # other places from release to release; the published figures depend on the last digits.
-exact_njit = partial(numba_njit, fastmath=False)
+exact_njit = partial(numba_njit, fastmath=False, forceinline=True)

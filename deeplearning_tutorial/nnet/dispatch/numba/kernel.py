@@ -122,10 +122,8 @@ def parallel(arguments, *parameters, uses=()):
     """
 
     def decorator(body):
-        version = version_of(body.__module__)
-
         def name_of(float_type):
-            suffix = "-".join(map(str, (*parameters, float_type, version)))
+            suffix = "-".join(map(str, (*parameters, float_type, version_of(body.__module__))))
             return f"{body.__module__}.{body.__name__}-{suffix}"
 
         def sources(dtype):
@@ -210,13 +208,13 @@ def register_kernel(op_class, kernel_of=None):
     """
 
     def decorator(make_function):
-        version = version_of(make_function.__module__)
         if kernel_of is not None:
             KERNELS[op_class] = kernel_of
 
         @register_funcify_default_op_cache_key(op_class)
         def numba_funcify(op, node, **kwargs):
             start_threads()
+            version = version_of(make_function.__module__)
             if kernel_of is None:
                 return make_function(op), version
             kernel = kernel_of(op)

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import filelock
@@ -52,7 +53,10 @@ def file_of(name):
 
 def is_available(name):
     """Tell whether a kernel need not be compiled."""
-    return name in _loaded or (file_of(name) is not None and file_of(name).exists())
+    if name in _loaded:
+        return True
+    file = file_of(name)
+    return file is not None and file.exists()
 
 
 def load(name, compile_kernel, unless_busy=False):
@@ -102,19 +106,24 @@ def _lock(file, seconds):
 def _compile(compile_kernel, file):
     library, symbol = compile_kernel()
     if isinstance(library, DeferredLibrary):
-        library.hide_all_but(symbol)
+        library.keep_exceptions_apart(symbol)
     address = library.get_pointer_to_function(symbol)
     if file is not None:
         try:
             _write(file, symbol, library._get_compiled_object())
         except OSError as error:
-            _logger.warning(
-                "the compilation cache %s could not be written (%s): the next start will compile again; "
-                "PYTENSOR_FLAGS=base_compiledir=/another/folder chooses another one",
-                file.parent,
-                error.strerror,
-            )
+            _warn_once(file.parent, error.strerror)
     return address, library
+
+
+@cache
+def _warn_once(folder, reason):
+    _logger.warning(
+        "the compilation cache %s could not be written (%s): the next start will compile again; "
+        "PYTENSOR_FLAGS=base_compiledir=/another/folder chooses another one",
+        folder,
+        reason,
+    )
 
 
 def _write(file, symbol, code):

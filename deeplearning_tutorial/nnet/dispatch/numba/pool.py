@@ -403,7 +403,7 @@ def make_pool(op, run_blocks):
     """Compile `Pool`."""
     layout_of = pool_layout_function(op)
 
-    @exact_njit
+    @kernel_njit
     def pool(x, *geometry):
         layout = layout_of(x, *geometry)
         out, out_maps = empty_output(layout, x)

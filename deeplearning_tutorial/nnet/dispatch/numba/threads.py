@@ -13,10 +13,9 @@ from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from pytensor.link.numba.dispatch.basic import numba_njit
 
 from deeplearning_tutorial.nnet.dispatch.numba import machine_code
-from deeplearning_tutorial.nnet.dispatch.numba.jit import kernel_njit
+from deeplearning_tutorial.nnet.dispatch.numba.jit import exact_njit, kernel_njit
 from deeplearning_tutorial.nnet.dispatch.numba.llvm.emitter import INDEX
 from deeplearning_tutorial.nnet.dispatch.numba.memory import free_listed
 from deeplearning_tutorial.nnet.dispatch.numba.versions import version_of
@@ -280,9 +279,8 @@ def load_share():
 
     def compile_share():
         integers = types.CPointer(types.int64)
-        compiled = numba_njit(
-            types.void(integers, integers, integers, types.int64), fastmath=False, no_cfunc_wrapper=False
-        )(run_share)
+        signature = types.void(integers, integers, integers, types.int64)
+        compiled = exact_njit(signature, no_cfunc_wrapper=False)(run_share)
         [overload] = compiled.overloads.values()
         return overload.library, overload.fndesc.llvm_cfunc_wrapper_name
 

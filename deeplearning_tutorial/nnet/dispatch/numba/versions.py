@@ -13,6 +13,9 @@ from types import CodeType
 
 NNET = Path(__file__).parents[2]
 _PACKAGE = "deeplearning_tutorial.nnet"
+# What a class's code notes of its source since Python 3.13: its line, and attributes in any order.
+_NOTES = frozenset({"__firstlineno__", "__static_attributes__"})
+_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 
 
 def _describe(constant):
@@ -30,13 +33,20 @@ def _describe_code(code):
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
     yield repr((code.co_name, code.co_flags, counts))
     yield repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
-    yield code.co_code.hex() + code.co_exceptiontable.hex()
-    yield from map(_describe, code.co_consts)
+    if _NOTES.isdisjoint(code.co_names):
+        yield code.co_code.hex() + code.co_exceptiontable.hex()
+        yield from map(_describe, code.co_consts)
+        return
+    instructions = list(dis.get_instructions(code))
+    for instruction, after in zip(instructions, [*instructions[1:], None], strict=True):
+        if after is None or after.argval not in _NOTES:
+            yield f"{instruction.opname} {_describe(instruction.argval)}"
 
 
 def _imports(code):
     """List each module that code imports, and the names taken from it; within functions, too."""
-    instructions = list(dis.get_instructions(code))
+    # Most code imports nothing, and need not be taken apart.
+    instructions = list(dis.get_instructions(code)) if _IMPORT_NAME in code.co_code[::2] else []
     for before, instruction in zip(instructions, instructions[1:], strict=False):
         if instruction.opname == "IMPORT_NAME":
             yield instruction.argval, before.argval or ()
